@@ -1,0 +1,9 @@
+//go:build !unix
+
+package usher
+
+// initRaw does nothing: this system does not tell that a read would block.
+func (c *Conn) initRaw() {}
+
+// unread reports false: this system does not tell.
+func (c *Conn) unread() bool { return false }

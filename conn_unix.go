@@ -1,0 +1,75 @@
+//go:build unix
+
+package usher
+
+import (
+	"io"
+	"net"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// initRaw prepares Read on the descriptor, if there is one.
+func (c *Conn) initRaw() {
+	switch c.Conn.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		rc, err := c.Conn.(syscall.Conn).SyscallConn()
+		if err != nil {
+			return
+		}
+		c.raw, c.readFn = rc, c.rawRead
+	}
+}
+
+// maxRead bounds one read system call, as net does: some systems refuse more.
+const maxRead = 1 << 30
+
+// rawRead reads into c.buf and reports whether it is done; false makes the
+// runtime wait until the descriptor is readable and call again.
+func (c *Conn) rawRead(fd uintptr) bool {
+	if st := c.state.Load(); st&flagWaiting != 0 {
+		// Stop waiting before the read: what it returns must not be in no
+		// one's sight between the kernel and noteRead.
+		if c.state.And(^uint32(flagWaiting))&flagRetired != 0 {
+			c.err = net.ErrClosed
+			return true
+		}
+	}
+	for {
+		n, err := syscall.Read(int(fd), c.buf[:min(len(c.buf), maxRead)])
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+			if !c.wait(len(c.buf)) {
+				c.err = net.ErrClosed
+				return true
+			}
+			return false
+		case err != nil:
+			c.err = os.NewSyscallError("read", err)
+		case n == 0:
+			c.err = io.EOF
+		default:
+			c.n = n
+		}
+		return true
+	}
+}
+
+// unread reports whether the kernel holds something for c to read, the end of
+// the stream included.
+func (c *Conn) unread() bool {
+	if c.raw == nil {
+		return false
+	}
+	var found bool
+	err := c.raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		found = err == nil
+	})
+	return err == nil && found
+}

@@ -1,0 +1,100 @@
+package usher
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/felixge/httpsnoop"
+)
+
+// handler wraps the user's handler. As long as the server serves it adds an
+// atomic count and two loads; the ResponseWriter stays net/http's own.
+func (s *Server) handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.inFlight.Add(1)
+		defer s.inFlight.Add(-1)
+		if s.Phase() <= PhaseServing && s.crowd.Load() == 0 {
+			next.ServeHTTP(w, r)
+			return
+		}
+		s.serveLast(w, r, next)
+	})
+}
+
+// serveLast serves a request that began after the stop did, or while a newcomer
+// waited for the place of another connection. Its response says that it is the
+// connection's last, if the drain has begun by the time its header is written,
+// or a newcomer still waits: for HTTP/1 the client reads that, and for HTTP/2
+// net/http makes a GOAWAY of it.
+func (s *Server) serveLast(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	wrote := false
+	beforeHeader := func(code int) {
+		if wrote || code < 200 && code != http.StatusSwitchingProtocols {
+			return // sent already, or only an informational header comes
+		}
+		wrote = true
+		if code != http.StatusSwitchingProtocols && (s.Phase() > PhaseLameDuck || s.crowd.Load() > 0) {
+			sayClose(w.Header(), r)
+		}
+	}
+	hooked := httpsnoop.Wrap(w, httpsnoop.Hooks{
+		WriteHeader: func(f httpsnoop.WriteHeaderFunc) httpsnoop.WriteHeaderFunc {
+			return func(code int) { beforeHeader(code); f(code) }
+		},
+		Write: func(f httpsnoop.WriteFunc) httpsnoop.WriteFunc {
+			return func(p []byte) (int, error) { beforeHeader(http.StatusOK); return f(p) }
+		},
+		ReadFrom: func(f httpsnoop.ReadFromFunc) httpsnoop.ReadFromFunc {
+			return func(src io.Reader) (int64, error) { beforeHeader(http.StatusOK); return f(src) }
+		},
+		Flush: func(f httpsnoop.FlushFunc) httpsnoop.FlushFunc {
+			return func() { beforeHeader(http.StatusOK); f() }
+		},
+		Hijack: func(f httpsnoop.HijackFunc) httpsnoop.HijackFunc {
+			return func() (net.Conn, *bufio.ReadWriter, error) {
+				c, rw, err := f()
+				wrote = wrote || err == nil
+				return c, rw, err
+			}
+		},
+	})
+	next.ServeHTTP(hooked, r)
+	// A handler that wrote nothing gets its header written when it returns.
+	beforeHeader(http.StatusOK)
+}
+
+// sayClose adds the close option to a response's Connection header. net/http
+// asks for it as the first value and alone, and sends all of them.
+func sayClose(h http.Header, r *http.Request) {
+	if r.ProtoMajor == 1 && r.ProtoMinor == 0 && !wantsKeepAlive(r) {
+		return // closes anyway, and need not learn the word
+	}
+	values := []string{"close"}
+	for _, line := range h["Connection"] {
+		for option := range strings.SplitSeq(line, ",") {
+			switch option = strings.TrimSpace(option); strings.ToLower(option) {
+			case "", "close", "keep-alive":
+			default:
+				values = append(values, option)
+			}
+		}
+	}
+	h["Connection"] = values
+	h.Del("Keep-Alive")
+}
+
+// wantsKeepAlive reports whether an HTTP/1.0 client asked to keep the
+// connection.
+func wantsKeepAlive(r *http.Request) bool {
+	for _, line := range r.Header["Connection"] {
+		for option := range strings.SplitSeq(line, ",") {
+			if strings.EqualFold(strings.TrimSpace(option), "keep-alive") {
+				return true
+			}
+		}
+	}
+	return false
+}
