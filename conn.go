@@ -34,7 +34,7 @@ type Conn struct {
 
 	state    atomic.Uint32 // phase and flags, see below
 	accepted time.Duration // on l's clock
-	since    atomic.Int64  // when it last became idle, on l's clock; a time.Duration
+	since    atomic.Int64  // when it last became silent, on l's clock; a time.Duration
 	records  tlsRecords    // used by the reader, before the first request
 
 	raw    syscall.RawConn       // nil if there is no descriptor to read from
@@ -251,6 +251,7 @@ func (c *Conn) noteFirst(st uint32, p []byte) {
 	}
 	c.records.feed(p)
 	if c.records.silent(c.l.clientCerts.Load()) {
+		c.since.Store(int64(c.l.now()))
 		c.state.And(^uint32(flagAhead))
 	} else {
 		c.state.Or(flagAhead)
@@ -329,6 +330,11 @@ func quiet(st uint32) bool {
 		return st&flagAhead == 0 || st&flagHTTP2 != 0
 	}
 	return false
+}
+
+// silentSince returns when c's silence began to count for a stop.
+func (c *Conn) silentSince() time.Duration {
+	return max(c.l.stoppedAt, c.accepted, time.Duration(c.since.Load()))
 }
 
 // retire closes c if it is quiet and nothing of it waits in the kernel, and

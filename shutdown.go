@@ -421,28 +421,51 @@ func (s *Server) open() (all, leaving int) {
 	return all, leaving
 }
 
+// eachConn calls f for each open connection, without a lock.
+func (s *Server) eachConn(f func(*Conn)) {
+	s.mu.Lock()
+	listeners := slices.Clone(s.listeners)
+	s.mu.Unlock()
+	for _, l := range listeners {
+		for _, c := range l.conns() {
+			f(c)
+		}
+	}
+}
+
 func (s *Server) empty() bool {
 	all, _ := s.open()
 	return all == 0
 }
 
+// http2Settle is how long an HTTP/2 connection without a stream is left alone
+// in the drain: a request may follow its preface or its last response. The
+// GOAWAY that net/http sends says that a later one was not processed.
+const http2Settle = 100 * time.Millisecond
+
 // drain waits until all HTTP/1 connections have left, and closes those that
 // are silent for too long.
 func (s *Server) drain(ctx context.Context, cause stopCause) {
-	grace := s.opts.Shutdown.IdleGrace
+	grace, settle := s.opts.Shutdown.IdleGrace, http2Settle
 	if cause.quick {
-		grace = 0
+		grace, settle = 0, 0
 	}
-	t := time.NewTimer(0)
-	defer t.Stop()
+	idle, http2 := time.NewTimer(0), time.NewTimer(0)
+	defer idle.Stop()
+	defer http2.Stop()
 	for {
 		if _, leaving := s.open(); leaving == 0 {
-			return
+			wait := s.unsettled(settle)
+			if wait <= 0 {
+				return
+			}
+			http2.Reset(wait)
 		}
 		select {
-		case <-t.C:
+		case <-idle.C:
 			// A connection that is busy now is due in grace at the earliest.
-			t.Reset(s.retireDue(ctx, grace))
+			idle.Reset(s.retireDue(ctx, grace))
+		case <-http2.C:
 		case <-s.nudge:
 			if grace == 0 {
 				s.retireDue(ctx, 0)
@@ -453,6 +476,30 @@ func (s *Server) drain(ctx context.Context, cause stopCause) {
 	}
 }
 
+// unsettled returns how long HTTP/2 connections are still to be left alone.
+func (s *Server) unsettled(settle time.Duration) time.Duration {
+	var longest time.Duration
+	s.eachConn(func(c *Conn) {
+		st := c.state.Load()
+		if st&flagHTTP2 == 0 || st&flagClosed != 0 {
+			return
+		}
+		switch st & phaseMask {
+		case phaseNew:
+			// Its preface has begun, and net/http would not find it yet for
+			// its GOAWAY (golang/go#81154).
+			longest = max(longest, http2Settle)
+		case phaseIdle:
+			wait := c.silentSince() + settle - c.l.now()
+			if wait <= 0 && settle > 0 && (!quiet(st) || c.unread()) {
+				wait = settle // something has come in just now
+			}
+			longest = max(longest, wait)
+		}
+	})
+	return longest
+}
+
 // spread bounds how far apart the closes of silent connections are, so that
 // their clients do not all come back in the same moment.
 const spread = time.Millisecond
@@ -460,29 +507,22 @@ const spread = time.Millisecond
 // retireDue closes the connections that have been silent for grace, and
 // returns when to look again.
 func (s *Server) retireDue(ctx context.Context, grace time.Duration) time.Duration {
-	s.mu.Lock()
-	listeners := slices.Clone(s.listeners)
-	s.mu.Unlock()
 	next := grace
 	if grace == 0 {
 		next = time.Second // for the rare one that could not be closed just then
 	}
 	var due []*Conn
-	for _, l := range listeners {
-		now := l.now()
-		for _, c := range l.conns() {
-			st := c.state.Load()
-			if !quiet(st) || st&flagHTTP2 != 0 {
-				continue
-			}
-			wait := max(l.stoppedAt, c.accepted, time.Duration(c.since.Load())) + grace - now
-			if wait <= 0 {
-				due = append(due, c)
-			} else {
-				next = min(next, wait)
-			}
+	s.eachConn(func(c *Conn) {
+		st := c.state.Load()
+		if !quiet(st) || st&flagHTTP2 != 0 {
+			return
 		}
-	}
+		if wait := c.silentSince() + grace - c.l.now(); wait <= 0 {
+			due = append(due, c)
+		} else {
+			next = min(next, wait)
+		}
+	})
 	if len(due) == 0 {
 		return next
 	}
@@ -549,10 +589,8 @@ func (s *Server) cutAll(parent context.Context, grace time.Duration) {
 		defer close(closed)
 		for _, l := range listeners {
 			l.Close()
-			for _, c := range l.conns() {
-				c.cut()
-			}
 		}
+		s.eachConn((*Conn).cut)
 		s.http.Close()
 	}()
 	// A connection that is not the kernel's may hang in its Close.

@@ -1,0 +1,3 @@
+package usher
+
+const bestGuarantee = GuaranteeAll
