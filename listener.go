@@ -127,7 +127,7 @@ type Listener struct {
 	stopping    atomic.Bool   // a stop has begun: fates are counted
 	draining    atomic.Bool   // Drain has been called
 	crowd       *atomic.Int32 // newcomers that wait for a place, of all Listeners of a Server
-	clientCerts atomic.Bool // TLS clients are asked for certificates
+	clientCerts atomic.Bool   // TLS clients are asked for certificates
 
 	mu         sync.Mutex
 	socket     net.Listener // inner, or its heir after a unix socket's name was removed
