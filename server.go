@@ -181,6 +181,15 @@ func (s *Server) listen(addr string) (net.Listener, error) {
 // IdleGrace. A second signal cuts the lame duck short; a third ends
 // everything at once. Signals are caught only while Run runs.
 func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
+	s.mu.Lock()
+	err := s.err
+	s.mu.Unlock()
+	if err != nil {
+		for _, l := range listeners {
+			l.Close()
+		}
+		return err
+	}
 	signals := make(chan os.Signal, 3)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)

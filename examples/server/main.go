@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -92,6 +93,20 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (config,
 		if f := fs.Lookup(name); f.Value.String() != f.DefValue {
 			return cfg, fmt.Errorf("-%s=%s: not available yet", name, f.Value)
 		}
+	}
+	var bad error
+	fs.VisitAll(func(f *flag.Flag) {
+		if strings.HasPrefix(f.Value.String(), "-") {
+			bad = fmt.Errorf("-%s=%s: must not be negative", f.Name, f.Value)
+		}
+	})
+	if bad != nil {
+		return cfg, bad
+	}
+	// A server that never served stops at once, and says what is wrong with
+	// its options.
+	if err := usher.Wrap(&http.Server{}, cfg.options()).Shutdown(context.Background()); err != nil {
+		return cfg, fmt.Errorf("-delay, -handshake-grace, -idle-grace and -grace do not fit together: %w", err)
 	}
 	if port := getenv("PORT"); port != "" {
 		cfg.addr = ":" + port

@@ -1,0 +1,69 @@
+// Package usher shows connections in and everybody out: it wraps an
+// [http.Server] so that it can be stopped without losing a request.
+//
+// [http.Server.Shutdown] drops each HTTP/1 request that arrives after it was
+// called, closes idle connections while their clients are sending, and lets
+// the kernel reset what waits in the accept queue. A [Server] goes quiet
+// first, and calls it last:
+//
+//	srv := usher.Wrap(&http.Server{Addr: ":8080", Handler: mux}, usher.Options{})
+//	if err := srv.Run(ctx); err != nil {
+//		log.Fatal(err)
+//	}
+//
+// # The life of a server
+//
+//		serving ──▶ lame duck ──▶ gate ──▶ accept queue ──▶ drain ──▶ finish ──▶ stopped
+//		        TERM,         Delay     Handshake-       queue      no HTTP/1    no conn-
+//		        INT,                    Grace            empty      connection   ection
+//		        ctx                                                 left         left
+//		                └────────────── GracePeriod is over ──────────▶ hard ──▶ stopped
+//
+//	  - Lame duck (only with Delay): readiness fails, all else goes on, for load
+//	    balancers that learn late.
+//	  - Gate: new handshakes are stopped, those under way finish.
+//	  - Accept queue: every connection that the kernel has established is
+//	    accepted; then the socket is closed, and new connects are refused.
+//	  - Drain: each response that begins says Connection: close, which makes a
+//	    GOAWAY over HTTP/2. A connection in the middle of a request is served. One
+//	    that is silent is kept for IdleGrace, because only an answer ends an
+//	    HTTP/1 connection without a race, and then closed. Handlers of long
+//	    responses learn from [Draining] that it is time.
+//	  - Finish: Shutdown of net/http sends GOAWAY to HTTP/2 connections; hijacked
+//	    connections are waited for; hooks run.
+//	  - Hard: the contexts of requests are cancelled with the cause
+//	    [ErrShuttingDown], then connections are closed.
+//
+// A [Report] tells what became of each connection.
+//
+// # What is promised, and what is not
+//
+// On Linux, with a TCP socket from [Listen] (Run and ListenAndServe use it) or
+// a unix socket, each connection that its client sees as established is
+// served: [GuaranteeAll]. Sockets from [net.Listen] speak Multipath TCP since Go
+// 1.24 where the kernel has it, and cannot be gated; they and other systems
+// get [GuaranteeQueue], which leaves a window of microseconds, and a listener
+// that hides its socket gets [GuaranteeNone].
+//
+// A client that sends on an idle connection in the very moment in which
+// IdleGrace ends loses that request; see [ShutdownOptions] for how rare that
+// is. A client that opens an HTTP/2 stream while the GOAWAY is on its way
+// learns from it that the stream was not processed, and may safely send it
+// again; net/http sends one GOAWAY, not the two that would avoid this.
+//
+// A client that has sent part of a request is waited for until GracePeriod is
+// over. Set ReadHeaderTimeout and ReadTimeout to bound that.
+//
+// Functions registered with [http.Server.RegisterOnShutdown] run in the finish
+// phase. What must end early should use [Draining].
+//
+// # Notes by message
+//
+//   - "new handshakes cannot be stopped": see [GuaranteeQueue]. Use [Listen].
+//   - "Shutdown or Close of the http.Server was called directly": the program
+//     calls those of the http.Server that it wrapped; requests are lost.
+//   - "accept failed, will try again": the process has no descriptor left; raise
+//     its limit or set [ListenerOptions].MaxConns.
+//   - "shutdown fell short in phase …": a [ShutdownError]; GracePeriod was over
+//     in that phase.
+package usher
