@@ -1,7 +1,6 @@
 package usher
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -35,15 +34,16 @@ type Conn struct {
 	state    atomic.Uint32 // phase and flags, see below
 	accepted time.Duration // on l's clock
 	since    atomic.Int64  // when it last became silent, on l's clock; a time.Duration
-	records  tlsRecords    // used by the reader, before the first request
 
-	raw    syscall.RawConn       // nil if there is no descriptor to read from
-	readFn func(fd uintptr) bool // c.rawRead, bound once so that Read does not allocate
-	readMu sync.Mutex            // one Read at a time; guards the following
-	buf    []byte
-	n      int
-	err    error
-	full   int // the largest buffer offered between requests: net/http's whole buffer
+	raw     syscall.RawConn       // nil if there is no descriptor to read from
+	readFn  func(fd uintptr) bool // c.rawRead, bound once so that Read does not allocate
+	readMu  sync.Mutex            // one Read at a time; guards the following
+	buf     []byte
+	n       int
+	err     error
+	records tlsRecords
+	preface uint8 // bytes of http2Preface seen; 255: something else
+	full    int   // the largest buffer offered between requests: net/http's whole buffer
 }
 
 // The low bits of Conn.state hold the phase that net/http reported.
@@ -140,9 +140,17 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 
 // Read reads from the connection.
 func (c *Conn) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return c.Conn.Read(p)
+	}
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	if ph := c.state.Load() & phaseMask; ph == phaseNew || ph == phaseIdle {
+		c.full = max(c.full, len(p))
+	}
 	var n int
 	var err error
-	if c.raw != nil && len(p) > 0 {
+	if c.raw != nil {
 		n, err = c.readRaw(p)
 	} else {
 		n, err = c.readPlain(p)
@@ -158,8 +166,6 @@ func (c *Conn) Read(p []byte) (int, error) {
 // readRaw is Read on a descriptor. It costs what net's own Read costs, and
 // learns from the kernel, not from a guess, that it has to wait.
 func (c *Conn) readRaw(p []byte) (int, error) {
-	c.readMu.Lock()
-	defer c.readMu.Unlock()
 	c.buf = p
 	err := c.raw.Read(c.readFn)
 	n, rerr := c.n, c.err
@@ -180,9 +186,6 @@ func (c *Conn) readRaw(p []byte) (int, error) {
 // readPlain is Read where would-block cannot be seen: to enter a Read counts
 // as waiting.
 func (c *Conn) readPlain(p []byte) (int, error) {
-	if len(p) == 0 {
-		return c.Conn.Read(p)
-	}
 	if !c.wait(len(p)) {
 		return 0, c.closedError("read")
 	}
@@ -197,9 +200,14 @@ func (c *Conn) wait(size int) bool {
 	set := uint32(flagWaiting)
 	st := c.state.Load()
 	if p := st & phaseMask; p == phaseNew || p == phaseIdle {
-		if size >= c.full {
-			c.full = size
-		} else if st&(flagTLS|flagHTTP2) == 0 {
+		switch {
+		case st&flagHTTP2 != 0:
+		case st&flagTLS != 0:
+			// The rest of this record is on its way.
+			if c.records.partial() {
+				set |= flagAhead
+			}
+		case size < c.full:
 			// net/http reads into all the room its buffer has. Less room than
 			// before means that the buffer holds something: the beginning of
 			// the next request, which it read in one piece with the last one,
@@ -218,6 +226,9 @@ func (c *Conn) wait(size int) bool {
 // noteRead notes that p has arrived.
 func (c *Conn) noteRead(p []byte) {
 	st := c.state.Load()
+	if st&flagTLS != 0 {
+		c.records.feed(p)
+	}
 	switch st & phaseMask {
 	case phaseNew:
 		c.noteFirst(st, p)
@@ -228,33 +239,36 @@ func (c *Conn) noteRead(p []byte) {
 	}
 }
 
+// http2Preface is how a client says without TLS that it speaks HTTP/2.
+const http2Preface = "PRI * HTTP/2.0"
+
 // noteFirst looks at what arrives before the first request: a request, the
 // preface of HTTP/2, or a TLS handshake.
 func (c *Conn) noteFirst(st uint32, p []byte) {
-	if st&flagStarted == 0 {
-		set := uint32(flagStarted)
-		switch {
-		case p[0] == recordHandshake:
-			set |= flagTLS
-		case bytes.HasPrefix(p, []byte("PRI * HTTP/2.0")):
+	if st&flagStarted == 0 && p[0] == recordHandshake {
+		st |= flagTLS
+		c.records.feed(p)
+	}
+	set := uint32(flagStarted | flagAhead)
+	switch {
+	case st&flagTLS != 0:
+		set |= flagTLS
+		if c.records.silent(c.l.clientCerts.Load()) {
+			c.since.Store(int64(c.l.now()))
+			c.state.And(^uint32(flagAhead))
+			set &^= flagAhead
+		}
+	case int(c.preface) < len(http2Preface):
+		n := min(len(p), len(http2Preface)-int(c.preface))
+		if string(p[:n]) != http2Preface[c.preface:int(c.preface)+n] {
+			c.preface = 255
+		} else if c.preface += uint8(n); int(c.preface) == len(http2Preface) {
 			set |= flagHTTP2
 		}
-		st |= set
-		c.state.Or(set)
-		if set&flagHTTP2 != 0 {
-			c.l.setAside(c)
-		}
 	}
-	if st&flagTLS == 0 {
-		c.state.Or(flagAhead)
-		return
-	}
-	c.records.feed(p)
-	if c.records.silent(c.l.clientCerts.Load()) {
-		c.since.Store(int64(c.l.now()))
-		c.state.And(^uint32(flagAhead))
-	} else {
-		c.state.Or(flagAhead)
+	c.state.Or(set)
+	if set&flagHTTP2 != 0 {
+		c.l.setAside(c)
 	}
 }
 
@@ -277,18 +291,17 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 func (c *Conn) setState(s http.ConnState, http2 bool) {
 	switch s {
 	case http.StateActive:
-		set := uint32(phaseActive)
+		c.enter(phaseActive, http2)
 		if c.l.stopping.Load() {
-			set |= flagLate
+			c.state.Or(flagLate)
 		}
-		c.enter(set, http2)
 	case http.StateIdle:
 		c.since.Store(int64(c.l.now()))
 		c.enter(phaseIdle, http2)
 		if c.l.opts.MaxConns > 0 {
 			c.l.moveToBack(c)
 		}
-		if http2 {
+		if c.state.Load()&flagHTTP2 != 0 {
 			// The reader of an HTTP/2 connection waits all the time.
 			c.l.noteQuiet(c)
 		}
@@ -348,8 +361,19 @@ func (c *Conn) retire() bool {
 	if !quiet(st) || c.unread() || !c.state.CompareAndSwap(st, st|flagRetired) {
 		return false
 	}
-	c.Close()
+	c.closeSoon()
 	return true
+}
+
+// closeSoon closes c without waiting: Close of a connection that is not the
+// kernel's may block, as that of a TLS connection does that has to say so
+// first to a client that does not read.
+func (c *Conn) closeSoon() {
+	if c.raw != nil {
+		c.Close()
+	} else {
+		go c.Close()
+	}
 }
 
 // cut closes c whatever it does.
@@ -359,7 +383,7 @@ func (c *Conn) cut() {
 		c.Conn.SetReadDeadline(time.Unix(1, 0))
 		return
 	}
-	c.Close()
+	c.closeSoon()
 }
 
 // lingerTimeout bounds how long a connection that was closed during a stop is

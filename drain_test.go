@@ -267,18 +267,35 @@ func (h *holdSecondWrite) Write(p []byte) (int, error) {
 	return h.Conn.Write(p)
 }
 
+// tlsVariants are the ways in which a handshake can go.
+var tlsVariants = []struct {
+	name string
+	set  func(*tls.Config)
+}{
+	{"1.2", func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }},
+	{"1.3", func(*tls.Config) {}},
+	{"1.2 client certificate", func(c *tls.Config) {
+		c.MaxVersion = tls.VersionTLS12
+		c.ClientAuth = tls.RequestClientCert
+	}},
+	{"1.3 client certificate", func(c *tls.Config) { c.ClientAuth = tls.RequestClientCert }},
+	{"1.3 second hello", func(c *tls.Config) { c.CurvePreferences = []tls.CurveID{tls.CurveP521} }},
+	{"1.3 client certificate by config for client", func(c *tls.Config) {
+		per := c.Clone()
+		per.ClientAuth = tls.RequestClientCert
+		c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return per, nil }
+	}},
+}
+
 // TestSilentAfterHandshakeIsClosed: a client that connects early and says
 // nothing must not be taken for one in the middle of something.
 func TestSilentAfterHandshakeIsClosed(t *testing.T) {
-	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
-		for _, auth := range []tls.ClientAuthType{tls.NoClientCert, tls.RequestClientCert} {
-			t.Run(fmt.Sprintf("%s/%v", tls.VersionName(version), auth), func(t *testing.T) {
+	for _, v := range tlsVariants {
+		for _, certificate := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/certificate=%v", v.name, certificate), func(t *testing.T) {
 				t.Parallel()
-				ts := startServer(t, h1tls, quickly(), ok, func(ts *testServer) {
-					ts.http.TLSConfig.MaxVersion = version
-					ts.http.TLSConfig.ClientAuth = auth
-				})
-				c := ts.dial()
+				ts := startServer(t, h1tls, quickly(), ok, func(ts *testServer) { v.set(ts.http.TLSConfig) })
+				c := ts.dialTLS(certificate)
 				stopped := ts.shutdown()
 				c.ended()
 				if r := ts.clean(stopped); r.Idle != 1 {
@@ -287,6 +304,142 @@ func TestSilentAfterHandshakeIsClosed(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestMidHeaderAfterHandshakeIsAnswered is the other side of that.
+func TestMidHeaderAfterHandshakeIsAnswered(t *testing.T) {
+	for _, v := range tlsVariants {
+		for _, certificate := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/certificate=%v", v.name, certificate), func(t *testing.T) {
+				t.Parallel()
+				ts := startServer(t, h1tls, quickly(), ok, func(ts *testServer) { v.set(ts.http.TLSConfig) })
+				c := ts.dialTLS(certificate)
+				c.send(request[:20])
+				afterIdleClose(t, ts, func() {
+					c.send(request[20:])
+					c.answered()
+					c.ended()
+				})
+			})
+		}
+	}
+}
+
+func (ts *testServer) dialTLS(certificate bool) *rawConn {
+	ts.t.Helper()
+	nc, err := net.Dial("tcp", ts.addr)
+	if err != nil {
+		ts.t.Fatal(err)
+	}
+	ts.t.Cleanup(func() { nc.Close() })
+	nc.SetDeadline(time.Now().Add(time.Minute))
+	cfg := &tls.Config{InsecureSkipVerify: true}
+	if certificate {
+		cfg.Certificates = []tls.Certificate{testCert()}
+	}
+	tc := tls.Client(nc, cfg)
+	if err := tc.Handshake(); err != nil {
+		ts.t.Fatal(err)
+	}
+	return &rawConn{Conn: tc, t: ts.t, r: bufio.NewReader(tc)}
+}
+
+// TestPartOfATLSRecordIsNotSilence: the next request's record began to arrive
+// while the handler still ran, and crypto/tls has its beginning.
+func TestPartOfATLSRecordIsNotSilence(t *testing.T) {
+	g := newGated()
+	ts := startServer(t, h1tls, quickly(), g.ServeHTTP)
+	nc, err := net.Dial("tcp", ts.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(time.Minute))
+	tap := &cutRecords{Conn: nc}
+	tc := tls.Client(tap, &tls.Config{InsecureSkipVerify: true})
+	c := &rawConn{Conn: tc, t: t, r: bufio.NewReader(tc)}
+	c.send(request)
+	<-g.begun
+	tap.cutAt = 10
+	c.send(request) // ten bytes of its record
+	eventually(t, "ten bytes are read", ts.allRead)
+	g.release <- struct{}{}
+	c.answered()
+	r := afterIdleClose(t, ts, func() {
+		if _, err := nc.Write(tap.rest); err != nil {
+			t.Error(err)
+		}
+		<-g.begun
+		g.release <- struct{}{}
+		c.answered()
+		c.ended()
+	})
+	if r.Served != 1 {
+		t.Errorf("report %+v", r)
+	}
+}
+
+// cutRecords keeps back what follows the first cutAt bytes of a write.
+type cutRecords struct {
+	net.Conn
+	cutAt int
+	rest  []byte
+}
+
+func (c *cutRecords) Write(p []byte) (int, error) {
+	if c.cutAt == 0 || len(p) <= c.cutAt {
+		return c.Conn.Write(p)
+	}
+	c.rest = append(c.rest, p[c.cutAt:]...)
+	_, err := c.Conn.Write(p[:c.cutAt])
+	return len(p), err
+}
+
+// TestHTTP2PrefaceInPieces: however it arrives, the connection is HTTP/2 and
+// gets its GOAWAY; one that never completes it does not hold the stop up.
+func TestHTTP2PrefaceInPieces(t *testing.T) {
+	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	ts := startServer(t, h2c, quickly(), ok)
+	stalled, err := net.Dial("tcp", ts.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stalled.Close()
+	io.WriteString(stalled, preface[:16])
+	nc, err := net.Dial("tcp", ts.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	nc.SetDeadline(time.Now().Add(time.Minute))
+	c := &rawConn{Conn: nc, t: t, r: bufio.NewReader(nc)}
+	for i, b := range preface {
+		eventually(t, "the last byte is read", func() bool { return i == 0 || ts.allRead() })
+		c.send(string(b))
+	}
+	c.sendFrame(frameSettings, 0, 0, "")
+	c.getStream(1)
+	c.readUntil("response", endOf(1))
+	c.sendFrame(framePing, 0, 0, "12345678")
+	c.readUntil("pong", func(f frame) bool { return f.typ == framePing })
+	stopped := ts.shutdown()
+	c.readUntil("GOAWAY", isGoAway)
+	c.Close()
+	ts.clean(stopped)
+}
+
+// allRead reports whether every connection has read what came.
+func (ts *testServer) allRead() bool {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for _, l := range ts.listeners {
+		for _, c := range l.conns() {
+			if c.state.Load()&flagWaiting == 0 || c.unread() {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // TestFullAcceptQueue stops a server that has not accepted for a while.

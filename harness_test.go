@@ -262,6 +262,7 @@ const (
 	frameData     = 0
 	frameHeaders  = 1
 	frameSettings = 4
+	framePing     = 6
 	frameGoAway   = 7
 
 	flagEndStream  = 1

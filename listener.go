@@ -18,11 +18,24 @@ import (
 // Listen announces on a local address as [net.Listen] does, with plain TCP:
 // since Go 1.24 net.Listen makes Multipath TCP sockets, on which Linux refuses
 // the filter that lets a stop lose nothing.
+//
+// A [Listener] on it knows that no other process has the socket, unless it is
+// given away with File, and may stop handshakes on it.
 func Listen(network, address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
-	return lc.Listen(context.Background(), network, address)
+	l, err := lc.Listen(context.Background(), network, address)
+	if tl, ok := l.(*net.TCPListener); ok {
+		return ownListener{tl}, err
+	}
+	return l, err
 }
+
+// ownListener is a listener on a socket that this process made for itself. The
+// filter that stops handshakes belongs to the socket, not to a descriptor: on
+// one that systemd or a parent process holds it would stay, and keep everybody
+// out of the server that comes next.
+type ownListener struct{ *net.TCPListener }
 
 // ListenerOptions are the options of a [Listener]. The zero value is the
 // default for production.
@@ -52,9 +65,13 @@ type ListenerOptions struct {
 const defaultHandshakeGrace = 250 * time.Millisecond
 
 // cullAfter is how long a connection must have been idle to be closed for
-// another. A client that sends one request after the other may just have sent
-// the next if the last response is younger than a round trip.
-const cullAfter = 100 * time.Millisecond
+// another, and cullNewAfter how long one that has never sent a byte. A client
+// that sends one request after the other may just have sent the next, if the
+// last response is younger than a round trip.
+const (
+	cullAfter    = time.Second
+	cullNewAfter = 5 * time.Second
+)
 
 func (o ListenerOptions) validate(prefix string) error {
 	if o.MaxConns < 0 {
@@ -72,13 +89,14 @@ type Guarantee int
 
 const (
 	// GuaranteeNone: the listener was closed at once, because it hides its
-	// socket or the system has no means; connections in its accept queue were
-	// reset.
+	// socket or the system, Windows for one, has no means; connections in its
+	// accept queue were reset.
 	GuaranteeNone Guarantee = iota
 
 	// GuaranteeQueue: the accept queue was served and then the socket closed.
-	// A handshake that ended between the two was reset. Multipath TCP sockets
-	// get this, and all systems other than Linux.
+	// A handshake that ended between the two was reset, unless another process
+	// has the socket, too. All TCP sockets that are not from [Listen] get this,
+	// and all on unix systems other than Linux.
 	GuaranteeQueue
 
 	// GuaranteeAll: new handshakes were stopped first, so that each
@@ -140,6 +158,7 @@ type Listener struct {
 	below      *Listener // under a TLS listener that was given as inner, once known
 	head, tail *Conn     // open connections; with MaxConns in the order of their last idleness
 	open       int
+	newcomers  int // of those, the ones that wait for a place
 	aside      int // of those, the ones that Shutdown of net/http or their handler ends
 	atStop     int // open when the stop began
 	stoppedAt  time.Duration
@@ -300,34 +319,50 @@ func (l *Listener) pause(d time.Duration) bool {
 // admit waits until the newcomer has a place among MaxConns connections, and
 // reports false if l was closed meanwhile.
 func (l *Listener) admit() bool {
-	if l.opts.MaxConns == 0 || !l.full() {
+	if l.opts.MaxConns == 0 {
 		return true
 	}
+	l.mu.Lock()
+	if l.seat(0) {
+		l.mu.Unlock()
+		return true
+	}
+	l.newcomers++
+	l.mu.Unlock()
 	l.crowd.Add(1)
 	defer l.crowd.Add(-1)
-	for l.full() {
-		culled, wait := l.cull()
-		if culled {
-			continue
+	for {
+		l.mu.Lock()
+		seated := l.seat(1)
+		if seated {
+			l.newcomers--
 		}
+		l.mu.Unlock()
+		if seated {
+			l.signalRoom() // another newcomer may have a place, too
+			return true
+		}
+		// The end of a connection that cull closed comes through room, too.
+		_, wait := l.cull()
 		t := time.NewTimer(wait)
 		select {
 		case <-l.room:
 		case <-t.C:
 		case <-l.closed:
 			t.Stop()
+			l.mu.Lock()
+			l.newcomers--
+			l.mu.Unlock()
 			return false
 		}
 		t.Stop()
 	}
-	return true
 }
 
-// full reports whether the newcomer has to wait.
-func (l *Listener) full() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.open > l.opts.MaxConns
+// seat reports whether the newcomer who asks, one of the self newcomers, has a
+// place. In a stop all have: nobody else comes. Its caller holds l.mu.
+func (l *Listener) seat(self int) bool {
+	return l.open-l.newcomers+self <= l.opts.MaxConns || l.stopping.Load()
 }
 
 // cull closes the connection that has been idle longest, if that is long
@@ -340,10 +375,14 @@ func (l *Listener) cull() (culled bool, wait time.Duration) {
 	l.mu.Lock()
 	for c := l.head; c != nil && n < len(candidates); c = c.next {
 		st := c.state.Load()
-		if st&phaseMask != phaseIdle || !quiet(st) {
+		if !quiet(st) {
 			continue
 		}
-		if young := time.Duration(c.since.Load()) + cullAfter - l.now(); young > 0 {
+		after := cullAfter
+		if st&phaseMask == phaseNew {
+			after = cullNewAfter
+		}
+		if young := max(c.accepted, time.Duration(c.since.Load())) + after - l.now(); young > 0 {
 			wait = min(wait, young)
 			continue
 		}
@@ -356,7 +395,7 @@ func (l *Listener) cull() (culled bool, wait time.Duration) {
 			l.mu.Lock()
 			l.counts.culled++
 			l.mu.Unlock()
-			return true, 0
+			return true, cullAfter
 		}
 	}
 	return false, wait
@@ -533,6 +572,7 @@ func (l *Listener) markStopping() {
 	}
 	l.stoppedAt = l.now()
 	l.atStop = l.open
+	l.signalRoom()
 	// Those that become active after the Swap see it and set the flag
 	// themselves.
 	for c := l.head; c != nil; c = c.next {
@@ -575,6 +615,11 @@ func (l *Listener) beginDrain(ctx context.Context) {
 		}
 		// A connect is one step: who found the name is in the queue by now.
 		l.empty(GuaranteeAll)
+		return
+	}
+	if _, own := l.inner.(ownListener); !own {
+		l.log.Info("usher: new handshakes are not stopped: the socket is not from usher.Listen", "addr", l.Addr())
+		l.empty(GuaranteeQueue)
 		return
 	}
 	if err := gate.Shut(rc); err != nil {
@@ -660,7 +705,7 @@ func (l *Listener) closeSocket() error {
 	l.socketGone = true
 	defer l.noteDrained()
 	switch l.socket.(type) {
-	case *net.TCPListener, *net.UnixListener:
+	case ownListener, *net.TCPListener, *net.UnixListener:
 		return l.socket.Close()
 	}
 	socket := l.socket

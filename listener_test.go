@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -144,7 +145,7 @@ func TestDrainWithoutTheGate(t *testing.T) {
 				}
 			}()
 			g, err := l.Drain(t.Context())
-			if err != nil || g != tt.want && !(tt.name == "multipath" && g == GuaranteeAll) { // no MPTCP here
+			if err != nil || g != tt.want {
 				t.Errorf("Drain = %v, %v, want %v", g, err, tt.want)
 			}
 			if _, err := net.Dial("tcp", l.Addr().String()); err == nil {
@@ -152,6 +153,41 @@ func TestDrainWithoutTheGate(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSharedSocketStaysOpen: when another process has the socket, too, a stop
+// here must not keep anybody out there.
+func TestSharedSocketStaysOpen(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := inner.(*net.TCPListener).File() // as an heir has it
+	if err != nil {
+		t.Fatal(err)
+	}
+	heir, err := net.FileListener(f)
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer heir.Close()
+	ts := &testServer{t: t, mode: h1, http: newHTTPServer(h1, http.HandlerFunc(ok)), net: "tcp", addr: inner.Addr().String(), served: make(chan error, 1)}
+	ts.Server = Wrap(ts.http, quickly())
+	ts.serve(inner)
+	ts.awaitPhase(PhaseServing)
+	if r := ts.clean(ts.shutdown()); r.Guarantee != GuaranteeQueue {
+		t.Errorf("report %+v", r)
+	}
+	c, err := net.Dial("tcp", heir.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if c, err = heir.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
 }
 
 func TestDrainCutShort(t *testing.T) {
@@ -282,8 +318,54 @@ func TestListenerMaxConnsAlone(t *testing.T) {
 		for _, c := range servers[1:] {
 			c.Close()
 		}
+		synctest.Wait()
 		if l.open != 0 {
 			t.Errorf("%d connections are counted as open", l.open)
+		}
+	})
+}
+
+// TestManyAccept: newcomers in several calls of Accept do not take places from
+// each other.
+func TestManyAccept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 20
+		inner := memnet.Listen()
+		l := newListener(inner, ListenerOptions{MaxConns: 1}, silent)
+		done := make(chan struct{})
+		for range 3 {
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						done <- struct{}{}
+						return
+					}
+					time.Sleep(time.Second)
+					c.Close()
+				}
+			}()
+		}
+		began := time.Now()
+		for range n {
+			c, err := inner.Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+		}
+		for left := true; left; {
+			time.Sleep(time.Second)
+			l.mu.Lock()
+			left = l.counts.accepted < n || l.open > 0
+			l.mu.Unlock()
+		}
+		if d := time.Since(began); d > (n+1)*time.Second {
+			t.Errorf("%d connections of a second each, one at a time, took %v", n, d)
+		}
+		l.Close()
+		for range 3 {
+			<-done
 		}
 	})
 }

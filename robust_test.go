@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -21,7 +23,7 @@ func TestShutdownBeforeServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.Serve(l); err != http.ErrServerClosed {
 		t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 	}
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
@@ -198,6 +200,144 @@ func TestHooks(t *testing.T) {
 	}
 	if strings.Contains(fmt.Sprint(err), `"heeds"`) {
 		t.Errorf("a hook that heeded its context failed: %v", err)
+	}
+}
+
+// TestHooksDoNotOverlap: not even when nobody waits for the stop any more.
+func TestHooksDoNotOverlap(t *testing.T) {
+	ts := startServer(t, h1, quickly(), ok)
+	flushing, release := make(chan struct{}), make(chan struct{})
+	flushed := false
+	ts.OnShutdown("flush", func(ctx context.Context) error {
+		close(flushing)
+		<-release
+		flushed = true
+		return ctx.Err()
+	})
+	ts.OnShutdown("close database", func(ctx context.Context) error {
+		if !flushed {
+			t.Error("the database was closed before the flush had ended")
+		}
+		return ctx.Err()
+	})
+	ts.awaitPhase(PhaseServing)
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan error, 1)
+	go func() { stopped <- ts.Shutdown(ctx) }()
+	<-flushing
+	cancel()
+	if err := <-stopped; !errors.Is(err, context.Canceled) {
+		t.Errorf("Shutdown: %v", err)
+	}
+	close(release)
+	if err := <-ts.served; err != nil {
+		t.Errorf("Serve: %v", err)
+	}
+}
+
+// TestCloseInHook: Close ends the hooks, also when one of them calls it.
+func TestCloseInHook(t *testing.T) {
+	ts := startServer(t, h1, quickly(), ok)
+	ts.OnShutdown("closes", func(context.Context) error { return ts.Close() })
+	ts.OnShutdown("later", func(context.Context) error { t.Error("a hook ran after Close"); return nil })
+	if err := ts.Shutdown(context.Background()); err == nil {
+		t.Error("Shutdown returned nil after Close")
+	}
+}
+
+// nosyHandler is a log handler that asks the server how it is.
+type nosyHandler struct {
+	slog.Handler
+	s **Server
+}
+
+func (h nosyHandler) Handle(context.Context, slog.Record) error {
+	(*h.s).Stats()
+	return nil
+}
+
+func TestLoggerMayAskTheServer(t *testing.T) {
+	var s *Server
+	opts := quickly()
+	opts.Logger = slog.New(nosyHandler{slog.NewTextHandler(io.Discard, nil), &s})
+	s = Wrap(&http.Server{}, opts)
+	s.cutLameDuck("test")
+	if err := s.Shutdown(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSameListenerTwice(t *testing.T) {
+	inner, err := Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := quickly()
+	l, err := NewListener(inner, opts.Listener)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ts := &testServer{t: t, mode: h1, http: newHTTPServer(h1, http.HandlerFunc(ok)), net: "tcp", addr: l.Addr().String(), served: make(chan error, 2)}
+	ts.Server = Wrap(ts.http, opts)
+	ts.serve(l)
+	ts.serve(l)
+	client := ts.client()
+	if _, err := ts.get(client, "/"); err != nil {
+		t.Error(err)
+	}
+	if st := ts.Stats(); st.Accepted != 1 || st.Connections.Open != 1 {
+		t.Errorf("stats %+v after one connection", st)
+	}
+	client.CloseIdleConnections()
+	ts.clean(ts.shutdown())
+}
+
+// TestRegisterOnShutdown: the idiom by which handlers of long responses were
+// told before there was Draining.
+func TestRegisterOnShutdown(t *testing.T) {
+	run(t, allModes, func(t *testing.T, m mode) {
+		begun, over := make(chan struct{}), make(chan struct{})
+		ts := startServer(t, m, quickly(), func(w http.ResponseWriter, r *http.Request) {
+			close(begun)
+			<-over
+			ok(w, r)
+		})
+		ts.RegisterOnShutdown(func() { close(over) })
+		got := make(chan error, 1)
+		client := ts.client()
+		go func() {
+			_, err := ts.get(client, "/")
+			got <- err
+		}()
+		<-begun
+		ts.clean(ts.shutdown())
+		if err := <-got; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestBypassLeavesHijacked: net/http does not wait for them, and who calls its
+// Close directly should get that.
+func TestBypassLeavesHijacked(t *testing.T) {
+	hijacked := make(chan net.Conn, 1)
+	ts := startServer(t, h1, quickly(), func(w http.ResponseWriter, r *http.Request) {
+		c, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+		}
+		hijacked <- c
+	})
+	c := ts.dial()
+	c.send(request)
+	server := <-hijacked
+	defer server.Close()
+	ts.http.Close()
+	if err := <-ts.served; err != http.ErrServerClosed {
+		t.Errorf("Serve: %v", err)
+	}
+	if _, err := server.Write([]byte("x")); err != nil {
+		t.Errorf("the hijacked connection was closed: %v", err)
 	}
 }
 

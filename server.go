@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -56,6 +57,7 @@ type Server struct {
 	strays     *Listener          // keeps the connections that no Listener wrapped
 	stray      map[net.Conn]*Conn // those connections
 	hooks      []hook
+	onDrain    []func()                  // see RegisterOnShutdown
 	cancels    []context.CancelCauseFunc // of the base contexts
 	phaseSince time.Time
 	stopping   bool
@@ -115,9 +117,9 @@ func (noListener) Accept() (net.Conn, error) { return nil, net.ErrClosed }
 func (noListener) Close() error              { return nil }
 func (noListener) Addr() net.Addr            { return &net.TCPAddr{} }
 
-// Serve accepts connections on l and serves them. l may be a [Listener] or any
-// other; see [Guarantee] for the difference that it makes to a stop. It is
-// closed when Serve returns.
+// Serve accepts connections on l and serves them. l may be a [Listener], which
+// keeps its own options, or any other; see [Guarantee] for the difference that
+// it makes to a stop. It is closed when Serve returns.
 //
 // Serve returns after a stop has ended: nil if nothing was cut short and no
 // hook failed, else a [*ShutdownError]. It returns [http.ErrServerClosed] at
@@ -131,7 +133,7 @@ func (s *Server) Serve(l net.Listener) error {
 // [http.Server.ServeTLS] takes them.
 func (s *Server) ServeTLS(l net.Listener, certFile, keyFile string) error {
 	return s.serve(l, func(l net.Listener) error {
-		if cfg := s.http.TLSConfig; cfg != nil && cfg.ClientAuth != tls.NoClientCert {
+		if cfg := s.http.TLSConfig; cfg != nil && (cfg.ClientAuth != tls.NoClientCert || cfg.GetConfigForClient != nil) {
 			l.(*Listener).clientCerts.Store(true)
 		}
 		return s.http.ServeTLS(l, certFile, keyFile)
@@ -273,11 +275,19 @@ func (s *Server) serve(l net.Listener, run func(net.Listener) error) error {
 	}
 	ours, err := s.register(l)
 	if err != nil {
-		return errors.Join(err, l.Close())
+		l.Close()
+		return err
 	}
 	s.install.Do(s.chain)
 
-	err = run(ours)
+	served := make(chan error, 1)
+	go func() { served <- run(ours) }()
+	select {
+	case err = <-served:
+	case <-s.done:
+		// The listener's Accept or Close hangs, or this call is a moment
+		// behind; the result is the same.
+	}
 	ours.Close()
 
 	s.mu.Lock()
@@ -318,11 +328,17 @@ func (s *Server) register(l net.Listener) (*Listener, error) {
 
 // adopt lets l report to s. Its caller holds s.mu, or is alone.
 func (s *Server) adopt(l *Listener) {
+	if slices.Contains(s.listeners, l) {
+		return
+	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.watch = s.look
 	l.crowd = &s.crowd
+	l.mu.Unlock()
 	s.listeners = append(s.listeners, l)
+	if s.Phase() >= PhaseGate {
+		l.markStopping()
+	}
 }
 
 // look has the stop look again.
@@ -426,6 +442,7 @@ func (s *Server) adoptBelow(l *Listener) {
 // speaks TLS itself or hides the connections it wraps. Only what net/http
 // says of it is known.
 func (s *Server) noteStray(nc net.Conn, state http.ConnState) {
+	first := false
 	s.mu.Lock()
 	c := s.stray[nc]
 	switch state {
@@ -434,12 +451,17 @@ func (s *Server) noteStray(nc net.Conn, state http.ConnState) {
 		c = s.strays.add(nc)
 		s.strays.mu.Unlock()
 		c.raw = nil
-		c.state.Or(flagWaiting)
+		// Whether it has begun to send its first request is not known.
+		c.state.Or(flagWaiting | flagAhead)
 		s.stray[nc] = c
+		first = s.strays.counts.accepted == 1
 	case http.StateHijacked, http.StateClosed:
 		delete(s.stray, nc)
 	}
 	s.mu.Unlock()
+	if first {
+		s.log.Warn("usher: a listener speaks TLS itself or hides its connections: MaxConns does not hold for them, and a stop cannot tell a silent one from a busy one")
+	}
 	if c == nil {
 		return
 	}

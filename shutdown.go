@@ -27,8 +27,10 @@ type ShutdownOptions struct {
 	// own, and has a round trip of R, at most R/(e·IdleGrace) requests are
 	// lost: with 5 s and 1 ms, one stop in 13,000.
 	//
-	// Zero means 5 s, or a fifth of GracePeriod if that is less. A negative
-	// value, or one not less than GracePeriod, is an error.
+	// Zero means 5 s, or a fifth of GracePeriod if that is less. A stop that
+	// has less than twice IdleGrace left, after Delay or by its context, makes
+	// do with half of what it has. A negative value, or one not less than
+	// GracePeriod, is an error.
 	IdleGrace time.Duration
 
 	// GracePeriod is how long a stop may take in all. What has not ended by
@@ -204,6 +206,17 @@ func (s *Server) OnShutdown(name string, f func(context.Context) error) {
 	s.hooks = append(s.hooks, hook{name, f})
 }
 
+// RegisterOnShutdown registers f to be called in a goroutine of its own when
+// the drain begins, for programs that tell their long-lived connections that
+// way. Those that are registered with the http.Server run in the finish phase,
+// when the connections that they should end have been waited for: move them
+// here. As with net/http, nobody waits for f.
+func (s *Server) RegisterOnShutdown(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onDrain = append(s.onDrain, f)
+}
+
 type hook struct {
 	name string
 	f    func(context.Context) error
@@ -245,6 +258,7 @@ func (s *Server) beginStop(ctx context.Context, cause stopCause) bool {
 
 // cutLameDuck ends the lame duck.
 func (s *Server) cutLameDuck(why string) {
+	s.log.Info("usher: second signal: no more delay; a third ends everything at once", "signal", why, "phase", s.Phase().String())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.hurried {
@@ -252,7 +266,6 @@ func (s *Server) cutLameDuck(why string) {
 	}
 	s.hurried = true
 	close(s.hurry)
-	s.log.Info("usher: second signal: no more delay; a third ends everything at once", "signal", why, "phase", s.Phase().String())
 }
 
 // endNow has the stop cut what is left.
@@ -310,27 +323,23 @@ func (s *Server) stop(parent context.Context, cause stopCause) {
 	s.log.Info("usher: stopping", "reason", cause.reason, "grace", grace)
 
 	s.lameDuck(ctx)
-	guarantee := s.closeListeners(ctx, cause)
-	if ctx.Err() == nil {
-		s.enterPhase(PhaseDrain)
-		s.drain(ctx, cause)
-	}
+	s.enterPhase(PhaseGate)
+	s.beginDrain()
+	closed := make(chan Guarantee, 1)
+	go func() { closed <- s.closeListeners(ctx, cause) }()
+	guarantee := s.drain(ctx, cause, closed)
 	if ctx.Err() == nil {
 		s.enterPhase(PhaseFinish)
-		s.finish(ctx)
+		s.finish(ctx, cause)
 	}
 	reached := s.Phase()
 	var failed error
-	if !s.empty() || reached < PhaseFinish {
+	if reached < PhaseFinish || !s.empty(cause) {
 		failed = context.Cause(ctx)
 		s.enterPhase(PhaseHard)
-		s.cutAll(parent, grace)
+		s.cutAll(parent, grace, cause)
 	}
-	if !cause.close {
-		hookCtx, cancel := context.WithDeadline(parent, latest(began.Add(grace), time.Now().Add(grace/10)))
-		failed = errors.Join(failed, s.runHooks(hookCtx))
-		cancel()
-	}
+	failed = errors.Join(failed, s.runHooks(latest(began.Add(grace), time.Now().Add(grace/10))))
 	s.conclude(began, cause, guarantee, reached, failed)
 }
 
@@ -355,17 +364,27 @@ func (s *Server) lameDuck(ctx context.Context) {
 	}
 }
 
-// closeListeners goes through the gate and empties the accept queues, and
-// returns the weakest guarantee of all listeners.
-func (s *Server) closeListeners(ctx context.Context, cause stopCause) Guarantee {
-	s.enterPhase(PhaseGate)
+// beginDrain tells everybody that the drain begins.
+func (s *Server) beginDrain() {
 	close(s.draining)
 	s.mu.Lock()
+	onDrain := s.onDrain
 	listeners := slices.Clone(s.listeners)
 	s.mu.Unlock()
 	for _, l := range listeners {
 		l.markStopping()
 	}
+	for _, f := range onDrain {
+		go f()
+	}
+}
+
+// closeListeners goes through the gate and empties the accept queues, and
+// returns the weakest guarantee of all listeners.
+func (s *Server) closeListeners(ctx context.Context, cause stopCause) Guarantee {
+	s.mu.Lock()
+	listeners := slices.Clone(s.listeners)
+	s.mu.Unlock()
 	if cause.bypassed || cause.close {
 		for _, l := range listeners {
 			l.Close()
@@ -433,9 +452,17 @@ func (s *Server) eachConn(f func(*Conn)) {
 	}
 }
 
-func (s *Server) empty() bool {
-	all, _ := s.open()
-	return all == 0
+// empty reports whether all connections have left that a stop waits for. One
+// that came about behind usher's back does not wait for hijacked ones, as
+// net/http does not.
+func (s *Server) empty(cause stopCause) bool {
+	if !cause.bypassed {
+		all, _ := s.open()
+		return all == 0
+	}
+	empty := true
+	s.eachConn(func(c *Conn) { empty = empty && c.state.Load()&phaseMask == phaseHijacked })
+	return empty
 }
 
 // http2Settle is how long an HTTP/2 connection without a stream is left alone
@@ -443,25 +470,37 @@ func (s *Server) empty() bool {
 // GOAWAY that net/http sends says that a later one was not processed.
 const http2Settle = 100 * time.Millisecond
 
-// drain waits until all HTTP/1 connections have left, and closes those that
-// are silent for too long.
-func (s *Server) drain(ctx context.Context, cause stopCause) {
+// drain waits until the listeners are closed and all HTTP/1 connections have
+// left, and closes those that are silent for too long. It returns what comes
+// from closed.
+func (s *Server) drain(ctx context.Context, cause stopCause, closed <-chan Guarantee) (g Guarantee) {
 	grace, settle := s.opts.Shutdown.IdleGrace, http2Settle
+	if deadline, ok := ctx.Deadline(); ok {
+		// What is closed for its silence must not be cut for it.
+		grace = min(grace, time.Until(deadline)/2)
+	}
 	if cause.quick {
 		grace, settle = 0, 0
 	}
-	idle, http2 := time.NewTimer(0), time.NewTimer(0)
+	idle, http2 := time.NewTimer(0), time.NewTimer(time.Hour)
 	defer idle.Stop()
 	defer http2.Stop()
 	for {
-		if _, leaving := s.open(); leaving == 0 {
-			wait := s.unsettled(settle)
-			if wait <= 0 {
-				return
+		if closed == nil {
+			if _, leaving := s.open(); leaving == 0 {
+				wait := s.unsettled(settle, grace)
+				if wait <= 0 {
+					return g
+				}
+				http2.Reset(wait)
 			}
-			http2.Reset(wait)
 		}
 		select {
+		case g = <-closed:
+			closed = nil
+			if ctx.Err() == nil {
+				s.enterPhase(PhaseDrain)
+			}
 		case <-idle.C:
 			// A connection that is busy now is due in grace at the earliest.
 			idle.Reset(s.retireDue(ctx, grace))
@@ -471,13 +510,17 @@ func (s *Server) drain(ctx context.Context, cause stopCause) {
 				s.retireDue(ctx, 0)
 			}
 		case <-ctx.Done():
-			return
+			if closed != nil {
+				g = <-closed // ctx ends it, too
+			}
+			return g
 		}
 	}
 }
 
-// unsettled returns how long HTTP/2 connections are still to be left alone.
-func (s *Server) unsettled(settle time.Duration) time.Duration {
+// unsettled returns how long HTTP/2 connections are still to be left alone:
+// settle after the last stream, and grace for those that stop in their preface.
+func (s *Server) unsettled(settle, grace time.Duration) time.Duration {
 	var longest time.Duration
 	s.eachConn(func(c *Conn) {
 		st := c.state.Load()
@@ -488,7 +531,9 @@ func (s *Server) unsettled(settle time.Duration) time.Duration {
 		case phaseNew:
 			// Its preface has begun, and net/http would not find it yet for
 			// its GOAWAY (golang/go#81154).
-			longest = max(longest, http2Settle)
+			if c.silentSince()+grace > c.l.now() {
+				longest = max(longest, http2Settle)
+			}
 		case phaseIdle:
 			wait := c.silentSince() + settle - c.l.now()
 			if wait <= 0 && settle > 0 && (!quiet(st) || c.unread()) {
@@ -545,7 +590,7 @@ func (s *Server) retireDue(ctx context.Context, grace time.Duration) time.Durati
 
 // finish calls net/http's Shutdown, which by now only has HTTP/2 connections
 // to say goodbye to, and waits until all connections have left.
-func (s *Server) finish(ctx context.Context) {
+func (s *Server) finish(ctx context.Context, cause stopCause) {
 	s.mu.Lock()
 	s.formality = true
 	s.mu.Unlock()
@@ -557,7 +602,7 @@ func (s *Server) finish(ctx context.Context) {
 		// Its error is a listener's, and Listener logs that, or ctx's.
 		s.http.Shutdown(ctx)
 	}()
-	for !s.empty() {
+	for !s.empty(cause) {
 		select {
 		case <-s.nudge:
 		case <-ctx.Done():
@@ -571,7 +616,7 @@ func (s *Server) finish(ctx context.Context) {
 
 // cutAll ends what is left: it cancels the requests, gives their handlers a
 // moment to say so, and closes all connections.
-func (s *Server) cutAll(parent context.Context, grace time.Duration) {
+func (s *Server) cutAll(parent context.Context, grace time.Duration, cause stopCause) {
 	s.mu.Lock()
 	s.formality = true
 	cancels := s.cancels
@@ -582,7 +627,7 @@ func (s *Server) cutAll(parent context.Context, grace time.Duration) {
 		cancel(ErrShuttingDown)
 	}
 	if !cutNow {
-		s.waitEmpty(parent, min(grace/50, 500*time.Millisecond))
+		s.waitEmpty(parent, min(grace/50, 500*time.Millisecond), cause)
 	}
 	closed := make(chan struct{})
 	go func() {
@@ -601,14 +646,14 @@ func (s *Server) cutAll(parent context.Context, grace time.Duration) {
 	case <-t.C:
 		s.log.Warn("usher: close of a connection or listener hangs")
 	}
-	s.waitEmpty(parent, time.Second)
+	s.waitEmpty(parent, time.Second, cause)
 }
 
 // waitEmpty waits until no connection is open, for d at most.
-func (s *Server) waitEmpty(ctx context.Context, d time.Duration) {
+func (s *Server) waitEmpty(ctx context.Context, d time.Duration, cause stopCause) {
 	t := time.NewTimer(d)
 	defer t.Stop()
-	for !s.empty() {
+	for !s.empty(cause) {
 		select {
 		case <-s.nudge:
 		case <-t.C:
@@ -620,14 +665,31 @@ func (s *Server) waitEmpty(ctx context.Context, d time.Duration) {
 }
 
 // runHooks calls the hooks in order, each with its share of what is left until
-// ctx's deadline.
-func (s *Server) runHooks(ctx context.Context) error {
+// deadline. A Shutdown whose context ended does not wait for them, but they
+// run all the same, so that none meets the next before its time; Close and the
+// third signal end that.
+func (s *Server) runHooks(deadline time.Time) error {
 	s.mu.Lock()
 	hooks := slices.Clone(s.hooks)
 	s.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-s.now:
+			cancel(errEndNow)
+		case <-stop:
+		}
+	}()
 	var failed error
-	deadline, _ := ctx.Deadline()
 	for i, h := range hooks {
+		select {
+		case <-s.now:
+			return errors.Join(failed, fmt.Errorf("hook %q: not run", h.name))
+		default:
+		}
 		if err := h.run(ctx, time.Until(deadline)/time.Duration(len(hooks)-i)); err != nil {
 			failed = errors.Join(failed, fmt.Errorf("hook %q: %w", h.name, err))
 		}
@@ -668,21 +730,23 @@ func (s *Server) conclude(began time.Time, cause stopCause, guarantee Guarantee,
 	report.Took = time.Since(began)
 	report.Guarantee = guarantee
 
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	var result error
 	switch {
 	case cause.close, cause.bypassed && failed == nil:
-		s.result = http.ErrServerClosed
+		result = http.ErrServerClosed
 	case failed != nil:
-		s.result = &ShutdownError{Phase: reached, Report: report, Err: failed}
+		result = &ShutdownError{Phase: reached, Report: report, Err: failed}
 	}
-	s.report = &report
-	s.setPhase(PhaseStopped)
 	args := report.logArgs()
-	if s.result != nil {
-		s.log.Warn("usher: stopped", append(args, "phase", reached.String(), "error", s.result)...)
+	if result != nil {
+		s.log.Warn("usher: stopped", append(args, "phase", reached.String(), "error", result)...)
 	} else {
 		s.log.Info("usher: stopped", args...)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.result = result
+	s.report = &report
+	s.setPhase(PhaseStopped)
 	close(s.done)
 }

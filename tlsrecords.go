@@ -8,17 +8,19 @@ const (
 )
 
 // tlsRecords follows the frames of the client's TLS records from the first
-// byte on, to tell a client that has finished its handshake and says nothing,
+// byte on. It tells a client that has finished its handshake and says nothing,
 // as browsers do that connect early, from one that is in the middle of a
-// handshake or of its first request. crypto/tls tells neither without taking
-// a lock that a handshake holds until it ends.
+// handshake or of its first request; crypto/tls tells neither without taking
+// a lock that a handshake holds until it ends. And it tells whether a record
+// is incomplete, of which crypto/tls keeps the beginning.
 type tlsRecords struct {
 	header   [5]byte
-	have     uint8 // bytes of header
-	spec     bool  // the client has changed its cipher
-	finished bool  // up to TLS 1.2: it has sent its Finished since
-	app      uint8 // records of application data, the unfinished one included
-	left     int32 // bytes to the next header
+	have     uint8  // bytes of header
+	spec     bool   // the client has changed its cipher, or pretended to
+	finished bool   // up to TLS 1.2: it has sent its Finished since
+	app      uint8  // records of application data, the incomplete one included
+	last     uint16 // length of the last record
+	left     uint16 // bytes to the next header
 }
 
 // feed reads the client's next bytes.
@@ -27,7 +29,7 @@ func (r *tlsRecords) feed(p []byte) {
 		if r.left > 0 {
 			n := min(int(r.left), len(p))
 			p = p[n:]
-			r.left -= int32(n)
+			r.left -= uint16(n)
 			continue
 		}
 		n := copy(r.header[r.have:], p)
@@ -37,12 +39,14 @@ func (r *tlsRecords) feed(p []byte) {
 			return
 		}
 		r.have = 0
-		r.left = int32(r.header[3])<<8 | int32(r.header[4])
+		r.left = uint16(r.header[3])<<8 | uint16(r.header[4])
+		r.last = r.left
 		switch r.header[0] {
 		case recordChangeCipherSpec:
 			r.spec = true
 		case recordHandshake:
-			r.finished = r.finished || r.spec
+			// With TLS 1.3 a second ClientHello may follow; it is longer.
+			r.finished = r.finished || r.spec && r.last <= maxFinished
 		case recordApplicationData:
 			if r.app < 255 {
 				r.app++
@@ -51,19 +55,32 @@ func (r *tlsRecords) feed(p []byte) {
 	}
 }
 
+const (
+	// maxFinished is the length of an encrypted Finished up to TLS 1.2: 16
+	// bytes, and what the cipher adds, an HMAC of 48 bytes at most.
+	maxFinished = 128
+
+	// The lengths of an encrypted Finished of TLS 1.3, with hashes of 32 and of
+	// 48 bytes: 4 bytes before it, and 17 after.
+	finished32 = 4 + 32 + 17
+	finished48 = 4 + 48 + 17
+)
+
+// partial reports whether a record is incomplete.
+func (r *tlsRecords) partial() bool { return r.left > 0 || r.have > 0 }
+
 // silent reports whether the client has finished its handshake and sent
 // nothing since. With TLS 1.3 the end of the handshake looks like application
-// data: one record, or up to three if the client was asked for a certificate.
+// data: one record, or up to three of which the last is a Finished if the
+// client may have been asked for a certificate.
 func (r *tlsRecords) silent(clientCerts bool) bool {
-	if r.left > 0 || r.have > 0 {
-		return false
-	}
 	switch {
+	case r.partial():
+		return false
 	case r.finished:
 		return r.app == 0
-	case clientCerts:
-		return 1 <= r.app && r.app <= 3
-	default:
-		return r.app == 1
+	case r.app == 1:
+		return true
 	}
+	return clientCerts && (r.app == 2 || r.app == 3) && (r.last == finished32 || r.last == finished48)
 }

@@ -21,6 +21,7 @@ func TestTLSRecords(t *testing.T) {
 	hello := record(recordHandshake, 300)
 	spec := record(recordChangeCipherSpec, 1)
 	app := record(recordApplicationData, 50)
+	finished := record(recordApplicationData, finished32)
 	for _, tt := range []struct {
 		name        string
 		sent        []byte
@@ -35,8 +36,12 @@ func TestTLSRecords(t *testing.T) {
 		{"1.3 retried hello", records(hello, spec, hello[:100]), false, false},
 		{"1.3 request", records(hello, spec, app, app), false, false},
 		{"1.3 first byte of a request", records(hello, spec, app, app[:1]), false, false},
-		{"1.3 certificate", records(hello, spec, app, app, app), true, true},
-		{"1.3 certificate and request", records(hello, spec, app, app, app, app), true, false},
+		{"1.3 retried, finished", records(hello, spec, hello, finished), false, true},
+		{"1.3 certificate", records(hello, spec, app, app, finished), true, true},
+		{"1.3 part of the certificate", records(hello, spec, app, app), true, false},
+		{"1.3 no certificate", records(hello, spec, app, finished), true, true},
+		{"1.3 no certificate, and request", records(hello, spec, app, finished, app), true, false},
+		{"1.3 certificate and request", records(hello, spec, app, app, finished, app), true, false},
 		{"1.2 key exchange", records(hello, hello, spec), false, false},
 		{"1.2 finished", records(hello, hello, spec, record(recordHandshake, 40)), false, true},
 		{"1.2 request", records(hello, hello, spec, record(recordHandshake, 40), app), false, false},

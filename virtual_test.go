@@ -211,7 +211,7 @@ func TestGracePeriodIsExact(t *testing.T) {
 		want    time.Duration
 	}{
 		{"grace period", 0, defaultGracePeriod},
-		{"context", 10 * time.Second, 9 * time.Second},
+		{"context", 10 * time.Second, 9 * time.Second}, // a tenth is for the end
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -246,6 +246,106 @@ func TestGracePeriodIsExact(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestIdleGraceFitsTheTimeLeft: silence alone does not make a stop fall short.
+func TestIdleGraceFitsTheTimeLeft(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		opts    ShutdownOptions
+		timeout time.Duration
+	}{
+		{"short context", ShutdownOptions{}, 5 * time.Second},
+		{"long delay", ShutdownOptions{Delay: 22 * time.Second}, time.Hour},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v := startVirtual(t, Options{Shutdown: tt.opts}, ok)
+				c := v.dial()
+				c.send(request)
+				c.answered()
+				ctx, cancel := context.WithTimeout(t.Context(), tt.timeout)
+				defer cancel()
+				if err := v.Shutdown(ctx); err != nil {
+					t.Error(err)
+				}
+				if err := <-v.served; err != nil {
+					t.Error(err)
+				}
+				c.ended()
+			})
+		})
+	}
+}
+
+// TestStopLetsNewcomersIn: who waits for MaxConns when the stop begins is
+// served, and silent connections do not keep it from that.
+func TestStopLetsNewcomersIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := startVirtual(t, Options{Listener: ListenerOptions{MaxConns: 2}}, ok)
+		mute := []*rawConn{v.dial(), v.dial()}
+		waits := v.dial()
+		waits.send(request)
+		synctest.Wait()
+		took := v.shutdown()
+		waits.answered()
+		waits.ended()
+		for _, c := range mute {
+			c.ended()
+		}
+		<-took
+	})
+}
+
+// blockedConn blocks in Close.
+type blockedConn struct {
+	net.Conn
+	release chan struct{}
+}
+
+func (c blockedConn) Close() error {
+	<-c.release
+	return c.Conn.Close()
+}
+
+type blockedListener struct {
+	*memnet.Listener
+	release chan struct{}
+}
+
+func (l blockedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return blockedConn{c, l.release}, nil
+}
+
+// TestBlockedClose: a connection whose Close hangs does not hang the stop.
+func TestBlockedClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := blockedListener{memnet.Listen(), make(chan struct{})}
+		s := Wrap(newHTTPServer(h1, http.HandlerFunc(ok)), Options{Logger: silent})
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(inner) }()
+		for range 2 {
+			c, err := inner.Dial(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+		}
+		synctest.Wait()
+		began := time.Now()
+		if err := s.Shutdown(context.Background()); err == nil {
+			t.Error("Shutdown returned nil although connections were not closed")
+		}
+		if d := time.Since(began); d > defaultGracePeriod+5*time.Second {
+			t.Errorf("Shutdown took %v", d)
+		}
+		<-served
+		close(inner.release)
+	})
 }
 
 // TestHookBudget: hooks share what is left, and get a tenth of GracePeriod
@@ -307,7 +407,7 @@ func TestMaxConns(t *testing.T) {
 		time.Sleep(time.Second)
 		get(older)
 		busy.send("POST / HTTP/1.1\r\nHost: usher.test\r\nContent-Length: 0\r\n\r\n")
-		synctest.Wait()
+		time.Sleep(time.Second)
 		began := time.Now()
 
 		a := v.dial()
@@ -319,32 +419,54 @@ func TestMaxConns(t *testing.T) {
 
 		b := v.dial()
 		get(b)
+		older.ended()
+		if d := time.Since(began); d != 0 {
+			t.Errorf("the next newcomer waited %v", d)
+		}
+
+		// a and b have just been answered: a newcomer waits until that is a
+		// second ago.
+		c := v.dial()
+		get(c)
+		a.ended()
 		if d := time.Since(began); d != cullAfter {
 			t.Errorf("a newcomer beside young idle connections waited %v, want %v", d, cullAfter)
 		}
-		older.ended()
 
-		// a and b have just been answered. They are asked to leave with their
-		// next answer, as a newcomer waits, and nobody is closed.
-		get(a)
+		// Or until one of them is answered again: it is asked to leave then.
+		get(b)
 		began = time.Now()
-		c := v.dial()
+		d := v.dial()
 		synctest.Wait()
-		if st := v.Stats(); st.Connections.Open != 4 || st.Culled != 2 {
+		if st := v.Stats(); st.Connections.Open != 4 || st.Culled != 3 {
 			t.Errorf("stats %+v with a newcomer waiting", st)
 		}
 		if !get(b).Close {
 			t.Error("an answer while a newcomer waits does not say close")
 		}
 		b.Close()
-		get(c)
+		get(d)
 		if d := time.Since(began); d != 0 {
 			t.Errorf("a newcomer waited %v although a connection left", d)
 		}
 
+		// One that never sent a byte goes after five seconds.
+		d.Close()
+		synctest.Wait()
+		began = time.Now()
+		mute := v.dial()
+		c.send("POST / HTTP/1.1\r\nHost: usher.test\r\nContent-Length: 0\r\n\r\n")
+		e := v.dial()
+		get(e)
+		mute.ended()
+		if d := time.Since(began); d != cullNewAfter {
+			t.Errorf("a newcomer beside a mute connection waited %v, want %v", d, cullNewAfter)
+		}
+
 		close(release)
 		busy.answered()
-		for _, conn := range []*rawConn{a, c, busy} {
+		c.answered()
+		for _, conn := range []*rawConn{c, e, busy} {
 			conn.Close()
 		}
 		<-v.shutdown()

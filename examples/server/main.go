@@ -156,7 +156,11 @@ func run(cfg config) error {
 	if err != nil {
 		return err
 	}
-	slog.Info("listening", "addr", l.Addr().String(), "pid", os.Getpid(), "build", build)
+	// By the time this is called, Run catches signals.
+	srv.BaseContext = func(l net.Listener) context.Context {
+		slog.Info("listening", "addr", l.Addr().String(), "pid", os.Getpid(), "build", build)
+		return context.Background()
+	}
 	return s.Run(context.Background(), l)
 }
 
