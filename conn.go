@@ -27,9 +27,10 @@ type Conn struct {
 	net.Conn // the accepted connection
 
 	l          *Listener
-	prev, next *Conn // guarded by l.mu, as are the following
-	aside      bool  // counted in l.aside
-	gone       bool  // no longer in the list
+	flow       *connFlow // if a Limiter is at work; set before the first Read
+	prev, next *Conn     // guarded by l.mu, as are the following
+	aside      bool      // counted in l.aside
+	gone       bool      // no longer in the list
 
 	state    atomic.Uint32 // phase and flags, see below
 	accepted time.Duration // on l's clock
@@ -78,6 +79,8 @@ const (
 	flagRetired
 	// flagCut: usher closes it because time is up.
 	flagCut
+	// flagBody: the handler reads the body of a request.
+	flagBody
 	flagClosed
 )
 
@@ -220,6 +223,9 @@ func (c *Conn) wait(size int) bool {
 		return false
 	}
 	c.l.noteQuiet(c)
+	if c.flow != nil {
+		c.flow.wouldBlock(st & phaseMask)
+	}
 	return true
 }
 
@@ -272,8 +278,16 @@ func (c *Conn) noteFirst(st uint32, p []byte) {
 	}
 }
 
+// SetDeadline sets both deadlines.
+func (c *Conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
 // SetReadDeadline sets the read deadline.
 func (c *Conn) SetReadDeadline(t time.Time) error {
+	if c.flow != nil {
+		c.flow.readDeadline = t
+	}
 	// Between two requests net/http sets the deadline twice: when it begins to
 	// wait, and when the first bytes of the next request are in its buffer.
 	// Under TLS the second call is the only sign that they are.
@@ -307,6 +321,9 @@ func (c *Conn) setState(s http.ConnState, http2 bool) {
 		}
 	case http.StateHijacked:
 		c.enter(phaseHijacked, http2)
+		if c.flow != nil {
+			c.flow.hijacked()
+		}
 		c.l.setAside(c)
 	}
 }
@@ -402,6 +419,9 @@ func (c *Conn) Close() error {
 	old := c.state.Or(flagClosed)
 	if old&flagClosed != 0 {
 		return c.closedError("close")
+	}
+	if c.flow != nil {
+		c.flow.dropLinger()
 	}
 	if c.lingers(old) {
 		if err := c.CloseWrite(); err == nil {

@@ -6,7 +6,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,6 +58,34 @@ func (c *Conn) rawRead(fd uintptr) bool {
 			c.n = n
 		}
 		return true
+	}
+}
+
+// watchHangUp returns a channel that is closed when the client closes its side,
+// and what ends the watch. Nobody else may read or set the read deadline
+// meanwhile.
+func (c *Conn) watchHangUp() (hungUp <-chan struct{}, stop func()) {
+	gone, done := make(chan struct{}), make(chan struct{})
+	var stopped atomic.Bool
+	go func() {
+		defer close(done)
+		// An error is the deadline's or a reset, which a read will find.
+		c.raw.Read(func(fd uintptr) bool {
+			if stopped.Load() {
+				return true
+			}
+			if hasHungUp(int(fd)) {
+				close(gone)
+				return true
+			}
+			return false // look again when something has arrived
+		})
+	}()
+	return gone, func() {
+		stopped.Store(true)
+		c.Conn.SetReadDeadline(time.Unix(1, 0))
+		<-done
+		c.Conn.SetReadDeadline(c.flow.readDeadline)
 	}
 }
 

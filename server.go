@@ -22,6 +22,7 @@ import (
 // production.
 type Options struct {
 	Listener ListenerOptions
+	Fairness FairnessOptions
 	Shutdown ShutdownOptions
 
 	// Logger gets a line when a stop begins and one when it has ended, and
@@ -40,6 +41,8 @@ type Server struct {
 	http *http.Server
 	opts Options
 	log  *slog.Logger
+
+	limiter *Limiter // nil without Options.Fairness.Slots
 
 	install  sync.Once
 	phase    atomic.Int32
@@ -71,8 +74,8 @@ type Server struct {
 
 // Wrap returns a Server for srv, which must not be serving yet. Its fields may
 // still be set until the first call of a method that serves; from then on its
-// Handler, ConnState and BaseContext are wrapped, each calling what the
-// user had set first.
+// Handler, ConnState, BaseContext and, with a limiter, ConnContext are wrapped,
+// each calling what the user had set first.
 //
 // An option that is out of range is reported by the methods that serve.
 func Wrap(srv *http.Server, opts Options) *Server {
@@ -92,7 +95,7 @@ func Wrap(srv *http.Server, opts Options) *Server {
 		s.err = errors.New("usher: Wrap: the http.Server is nil")
 		return s
 	}
-	if s.err = errors.Join(opts.Listener.validate("Options.Listener."), opts.Shutdown.validate()); s.err != nil {
+	if s.err = errors.Join(opts.Listener.validate("Options.Listener."), opts.Fairness.validate("Options.Fairness."), opts.Shutdown.validate()); s.err != nil {
 		return s
 	}
 	s.opts.Shutdown = opts.Shutdown.withDefaults()
@@ -103,6 +106,9 @@ func Wrap(srv *http.Server, opts Options) *Server {
 		s.err = fmt.Errorf("usher: Options.Shutdown.Delay (%v) and Options.Listener.HandshakeGrace (%v) leave nothing of GracePeriod (%v)",
 			g.Delay, s.opts.Listener.HandshakeGrace, g.GracePeriod)
 		return s
+	}
+	if opts.Fairness.Slots > 0 {
+		s.limiter = newLimiter(opts.Fairness)
 	}
 	s.strays = newListener(noListener{}, ListenerOptions{}, s.log)
 	s.adopt(s.strays)
@@ -356,6 +362,20 @@ func (s *Server) chain() {
 		h = http.DefaultServeMux
 	}
 	s.http.Handler = s.handler(h)
+	if s.limiter != nil {
+		// Outside: a response is its connection's last if the drain has begun
+		// by the time its request has a slot.
+		s.http.Handler = s.limiter.Handler(s.http.Handler)
+		connContext := s.http.ConnContext
+		s.http.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+			if connContext != nil {
+				if ctx = connContext(ctx, c); ctx == nil {
+					return nil // net/http says what is wrong
+				}
+			}
+			return ConnContext(ctx, c)
+		}
+	}
 
 	connState := s.http.ConnState
 	s.http.ConnState = func(c net.Conn, state http.ConnState) {
@@ -478,6 +498,10 @@ func (s *Server) noteStray(nc net.Conn, state http.ConnState) {
 		c.setState(state, ok && state == http.StateActive && tc.ConnectionState().NegotiatedProtocol == "h2")
 	}
 }
+
+// Limiter returns the limiter that Options.Fairness describe, or nil if they set
+// no Slots.
+func (s *Server) Limiter() *Limiter { return s.limiter }
 
 // Ready returns a handler for readiness probes: 200 while the server serves,
 // 503 before it does and from the first moment of a stop.

@@ -1,6 +1,9 @@
 package usher
 
-import "time"
+import (
+	"math/bits"
+	"time"
+)
 
 // Stats is a snapshot of a [Server]. It costs a walk over the open connections
 // under a lock, some ten nanoseconds each: cheap enough to take each second.
@@ -17,7 +20,62 @@ type Stats struct {
 	Queued   uint64 `json:"queued"`   // of those, accepted after the stop began
 	Culled   uint64 `json:"culled"`   // closed for MaxConns, or for want of descriptors
 
-	Report *Report `json:"report,omitempty"` // of the stop, once it has ended
+	Fairness *LimiterStats `json:"fairness,omitempty"` // of the server's limiter, if it has one
+	Report   *Report       `json:"report,omitempty"`   // of the stop, once it has ended
+}
+
+// LimiterStats is a snapshot of a [Limiter].
+// Arrived = Admitted + Full + Expired + Shutdown + Left + Waiting.
+type LimiterStats struct {
+	Slots    int `json:"slots"`    // 0: no limit
+	Running  int `json:"running"`  // requests that hold a slot
+	Waiting  int `json:"waiting"`  // requests that have not begun
+	Resuming int `json:"resuming"` // requests that wait to go on after a read of their body
+	Flows    int `json:"flows"`    // flows with waiting requests
+
+	// Counts since the limiter was made.
+	Arrived   uint64 `json:"arrived"`
+	Admitted  uint64 `json:"admitted"`
+	Immediate uint64 `json:"immediate"` // of those, the ones that found a free slot
+	Inline    uint64 `json:"inline"`    // of those, the ones that ran in the turn of the one before
+	Full      uint64 `json:"full"`      // lost their place, or got none, because of MaxQueue
+	Expired   uint64 `json:"expired"`   // because of MaxWait
+	Shutdown  uint64 `json:"shutdown"`  // because the time of a stop was over
+	Left      uint64 `json:"left"`      // whose clients left
+	Yields    uint64 `json:"yields"`    // slots given back while a read of a body waited
+	Exempt    uint64 `json:"exempt"`    // requests that needed no slot, not in Arrived
+
+	// Waits counts the admitted requests that waited, by how long: less than
+	// 1 ms, 2 ms, 4 ms and so on; the last counts all above 32.768 s.
+	Waits [waitBuckets]uint64 `json:"waits"`
+}
+
+const waitBuckets = 17
+
+// waitBucket returns the index of d in LimiterStats.Waits.
+func waitBucket(d time.Duration) int {
+	return min(bits.Len64(uint64(d/time.Millisecond)), waitBuckets-1)
+}
+
+// Stats returns a snapshot.
+func (l *Limiter) Stats() LimiterStats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.queue.Snapshot()
+	slots := q.Slots
+	if slots == unlimitedSlots {
+		slots = 0
+	}
+	n := l.counts
+	immediate := l.immediate.Load()
+	return LimiterStats{
+		Slots: slots, Running: q.Running, Waiting: q.Waiting, Resuming: q.Resuming, Flows: q.Flows,
+		Arrived:   immediate + n.inline + n.queued,
+		Admitted:  immediate + n.inline + n.passed,
+		Immediate: immediate, Inline: n.inline,
+		Full: n.full, Expired: n.expired, Shutdown: n.shutdown, Left: n.left,
+		Yields: n.yields, Exempt: l.exempt.Load(), Waits: n.waits,
+	}
 }
 
 // ConnStats counts open connections by state.
@@ -110,6 +168,10 @@ func (s *Server) Stats() Stats {
 		Phase:    s.Phase(),
 		PhaseFor: time.Since(s.phaseSince),
 		InFlight: s.inFlight.Load(),
+	}
+	if s.limiter != nil {
+		f := s.limiter.Stats()
+		st.Fairness = &f
 	}
 	if s.report != nil {
 		r := *s.report

@@ -74,6 +74,9 @@ func (a *app) root(w http.ResponseWriter, r *http.Request) {
 	h["X-Pid"] = []string{a.pid}
 	h["X-Generation"] = []string{"0"}
 	h["X-Build"] = []string{build}
+	if a.cfg.slots > 0 {
+		h["X-Queue-Wait"] = []string{usher.QueueWait(r.Context()).String()}
+	}
 	io.WriteString(w, "ok")
 }
 

@@ -66,10 +66,10 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (config,
 	fs.StringVar(&cfg.addr, "addr", ":8080", "address to listen on: host:port, or unix:path; $PORT wins when set")
 	fs.DurationVar(&cfg.latency, "latency", 0, "time that / sleeps")
 	fs.DurationVar(&cfg.cpu, "cpu", 0, "time that / computes")
-	fs.IntVar(&cfg.slots, "slots", 0, "handlers that run at a time (not available yet)")
-	fs.IntVar(&cfg.maxInline, "max-inline", 0, "consecutive requests of a connection while others wait (not available yet)")
-	fs.IntVar(&cfg.maxQueue, "max-queue", 0, "requests that may wait for a slot (not available yet)")
-	fs.DurationVar(&cfg.maxWait, "max-wait", 0, "time that a request may wait for a slot (not available yet)")
+	fs.IntVar(&cfg.slots, "slots", 0, "handlers that run at a time")
+	fs.IntVar(&cfg.maxInline, "max-inline", 0, "consecutive requests of a connection while others wait")
+	fs.IntVar(&cfg.maxQueue, "max-queue", 0, "requests that may wait for a slot")
+	fs.DurationVar(&cfg.maxWait, "max-wait", 0, "time that a request may wait for a slot")
 	fs.IntVar(&cfg.maxConns, "max-conns", 0, "connections open at a time")
 	fs.DurationVar(&cfg.delay, "delay", 0, "lame duck: time between the signal and the drain")
 	fs.DurationVar(&cfg.handshakeGrace, "handshake-grace", 0, "time for handshakes under way when the drain begins")
@@ -89,10 +89,8 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (config,
 	if fs.NArg() > 0 {
 		return cfg, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
-	for _, name := range []string{"slots", "max-inline", "max-queue", "max-wait", "workers"} {
-		if f := fs.Lookup(name); f.Value.String() != f.DefValue {
-			return cfg, fmt.Errorf("-%s=%s: not available yet", name, f.Value)
-		}
+	if cfg.workers != 0 {
+		return cfg, fmt.Errorf("-workers=%d: not available yet", cfg.workers)
 	}
 	var bad error
 	fs.VisitAll(func(f *flag.Flag) {
@@ -120,12 +118,28 @@ func (cfg config) options() usher.Options {
 			MaxConns:       cfg.maxConns,
 			HandshakeGrace: cfg.handshakeGrace,
 		},
+		Fairness: usher.FairnessOptions{
+			Slots:     cfg.slots,
+			MaxInline: cfg.maxInline,
+			MaxQueue:  cfg.maxQueue,
+			MaxWait:   cfg.maxWait,
+			Exempt:    isProbe,
+		},
 		Shutdown: usher.ShutdownOptions{
 			Delay:       cfg.delay,
 			IdleGrace:   cfg.idleGrace,
 			GracePeriod: cfg.grace,
 		},
 	}
+}
+
+// isProbe says which requests are answered however long the queue is.
+func isProbe(r *http.Request) bool {
+	switch r.URL.Path {
+	case "/healthz", "/readyz", "/stats", "/stream":
+		return true
+	}
+	return false
 }
 
 func run(cfg config) error {

@@ -195,7 +195,7 @@ func TestBadFlags(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"-latency x", "-latency"},
 		{"-nonsense", "-nonsense"},
-		{"-slots 5", "-slots=5: not available yet"},
+		{"-slots -5", "-slots=-5: must not be negative"},
 		{"-workers 2", "-workers=2: not available yet"},
 		{"-max-conns -1", "-max-conns=-1: must not be negative"},
 		{"-delay -1s", "-delay=-1s: must not be negative"},

@@ -1,0 +1,5 @@
+//go:build !race
+
+package fairqueue
+
+const raceEnabled = false
