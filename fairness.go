@@ -119,6 +119,10 @@ type Limiter struct {
 	opts  FairnessOptions
 	queue fairqueue.Queue
 
+	// Not shared by all Limiters: the channels of leases must not get from one
+	// testing/synctest bubble into another.
+	leases sync.Pool
+
 	immediate atomic.Uint64 // requests that found a free slot
 	exempt    atomic.Uint64
 
@@ -152,6 +156,11 @@ func NewLimiter(opts FairnessOptions) (*Limiter, error) {
 
 func newLimiter(opts FairnessOptions) *Limiter {
 	l := &Limiter{opts: opts, keyed: make(map[string]*keyedFlow)}
+	l.leases.New = func() any {
+		e := new(lease)
+		e.init(nil)
+		return e
+	}
 	l.opts.MaxWait = cmp.Or(opts.MaxWait, defaultMaxWait)
 	l.opts.Status = cmp.Or(opts.Status, http.StatusServiceUnavailable)
 	l.queue.MaxInline = max(opts.MaxInline, 1)
@@ -240,12 +249,6 @@ func (e *lease) init(f *fairqueue.Flow) {
 	e.ready = make(chan struct{}, 1)
 }
 
-var leases = sync.Pool{New: func() any {
-	e := new(lease)
-	e.init(nil)
-	return e
-}}
-
 // Handler returns a handler that calls next when the request has a slot.
 func (l *Limiter) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -315,7 +318,7 @@ func (l *Limiter) leaseFor(r *http.Request, cf *connFlow) *lease {
 		if r.ProtoMajor < 2 {
 			return &cf.lease
 		}
-		e := leases.Get().(*lease)
+		e := l.leases.Get().(*lease)
 		e.flow = &cf.Flow
 		return e
 	}
@@ -325,7 +328,7 @@ func (l *Limiter) leaseFor(r *http.Request, cf *connFlow) *lease {
 	} else if l.opts.Weight != nil {
 		weight = min(max(l.opts.Weight(key), 1), math.MaxInt32)
 	}
-	e := leases.Get().(*lease)
+	e := l.leases.Get().(*lease)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f := l.keyed[key]
@@ -352,7 +355,7 @@ func (l *Limiter) returnLease(e *lease, cf *connFlow) {
 		l.mu.Unlock()
 	}
 	e.flow, e.keyed, e.owner = nil, nil, nil
-	leases.Put(e)
+	l.leases.Put(e)
 }
 
 // A verdict ends the waiting of a request.

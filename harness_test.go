@@ -261,6 +261,7 @@ func (c *rawConn) ended() {
 const (
 	frameData     = 0
 	frameHeaders  = 1
+	frameReset    = 3
 	frameSettings = 4
 	framePing     = 6
 	frameGoAway   = 7
