@@ -57,6 +57,12 @@
 // Functions registered with [http.Server.RegisterOnShutdown] run in the finish
 // phase. What must end early should use [Draining].
 //
+// # Who is served next
+//
+// With [FairnessOptions].Slots, so many handlers run at a time, and others wait
+// in one queue in a fair order; see [Limiter] for the rule. docs/fairness.md in
+// the repository explains it with figures.
+//
 // # Notes by message
 //
 //   - "new handshakes cannot be stopped": see [GuaranteeQueue]. Use [Listen].

@@ -105,3 +105,43 @@ func serveSomehow(l net.Listener) {
 		c.Close()
 	}
 }
+
+// Sixty-four handlers run at a time; who waits is served in a fair order.
+func ExampleFairnessOptions() {
+	srv := usher.Wrap(&http.Server{Addr: ":8080"}, usher.Options{
+		Fairness: usher.FairnessOptions{
+			Slots:   64,
+			MaxWait: 10 * time.Second,
+			Exempt:  func(r *http.Request) bool { return r.URL.Path == "/healthz" },
+		},
+	})
+	if err := srv.Run(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// The limiter in a chain of handlers, for a server of any kind. Here tenants
+// share the slots, whatever number of connections each has.
+func ExampleLimiter_Handler() {
+	limiter, err := usher.NewLimiter(usher.FairnessOptions{
+		Slots:   8,
+		FlowKey: func(r *http.Request) string { return r.Header.Get("X-Tenant") },
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	srv := &http.Server{
+		Handler:     limiter.Handler(http.DefaultServeMux),
+		ConnContext: usher.ConnContext,
+	}
+	_ = srv
+	fmt.Println(limiter.Stats().Slots)
+	// Output: 8
+}
+
+// A handler may tell how long its request waited for a slot.
+func ExampleQueueWait() {
+	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Queue-Wait", usher.QueueWait(r.Context()).String())
+	})
+}
