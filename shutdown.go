@@ -3,143 +3,10 @@ package usher
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/http"
-	"runtime/debug"
 	"slices"
 	"time"
 )
-
-// ShutdownOptions say how long a stop waits, and for what. The zero value is
-// the default for production.
-type ShutdownOptions struct {
-	// Delay is the lame duck: for so long after the stop began, readiness
-	// fails and everything else goes on, for load balancers that learn late.
-	// Zero means none. A negative value is an error.
-	Delay time.Duration
-
-	// IdleGrace is how long a connection may stay silent, from the drain's
-	// beginning or from its last response on, before it is closed. Only an
-	// answer retires an HTTP/1 connection without a race: who speaks within
-	// IdleGrace gets one.
-	//
-	// Of a client that sends its requests at random moments, at a rate of its
-	// own, and has a round trip of R, at most R/(e·IdleGrace) requests are
-	// lost: with 5 s and 1 ms, one stop in 13,000.
-	//
-	// Zero means 5 s, or a fifth of GracePeriod if that is less. A stop that
-	// has less than twice IdleGrace left, after Delay or by its context, makes
-	// do with half of what it has. A negative value, or one not less than
-	// GracePeriod, is an error.
-	IdleGrace time.Duration
-
-	// GracePeriod is how long a stop may take in all. What has not ended by
-	// then is cut; hooks get a tenth more. Zero means 25 s, as Heroku and
-	// Kubernetes kill after 30 s. A negative value is an error.
-	GracePeriod time.Duration
-}
-
-const (
-	defaultGracePeriod = 25 * time.Second
-	defaultIdleGrace   = 5 * time.Second
-)
-
-func (o ShutdownOptions) validate() error {
-	for _, f := range []struct {
-		name  string
-		value time.Duration
-	}{{"Delay", o.Delay}, {"IdleGrace", o.IdleGrace}, {"GracePeriod", o.GracePeriod}} {
-		if f.value < 0 {
-			return fmt.Errorf("usher: Options.Shutdown.%s is %v, must not be negative", f.name, f.value)
-		}
-	}
-	if d := o.withDefaults(); d.IdleGrace >= d.GracePeriod {
-		return fmt.Errorf("usher: Options.Shutdown.IdleGrace is %v, must be less than GracePeriod, which is %v", d.IdleGrace, d.GracePeriod)
-	}
-	return nil
-}
-
-func (o ShutdownOptions) withDefaults() ShutdownOptions {
-	if o.GracePeriod == 0 {
-		o.GracePeriod = defaultGracePeriod
-	}
-	if o.IdleGrace == 0 {
-		o.IdleGrace = min(defaultIdleGrace, o.GracePeriod/5)
-	}
-	return o
-}
-
-// A Phase is a stretch of a server's life.
-type Phase int32
-
-// The phases, in their order.
-const (
-	PhaseStarting    Phase = iota // no method that serves has been called
-	PhaseServing                  // business as usual
-	PhaseLameDuck                 // readiness fails, all else goes on
-	PhaseGate                     // no new handshakes; those under way end
-	PhaseAcceptQueue              // what the kernel has established is accepted
-	PhaseDrain                    // connections leave, answered or, when silent, closed
-	PhaseFinish                   // HTTP/2 gets its GOAWAY, hijacked connections end, hooks run
-	PhaseHard                     // time is up: contexts are cancelled, connections cut
-	PhaseStopped
-)
-
-var phaseNames = [...]string{"starting", "serving", "lame duck", "gate", "accept queue", "drain", "finish", "hard", "stopped"}
-
-// String returns the phase's name in lower case.
-func (p Phase) String() string {
-	if p < 0 || int(p) >= len(phaseNames) {
-		return fmt.Sprintf("Phase(%d)", int(p))
-	}
-	return phaseNames[p]
-}
-
-// MarshalText implements [encoding.TextMarshaler].
-func (p Phase) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
-
-// Phase returns where the server is in its life.
-func (s *Server) Phase() Phase { return Phase(s.phase.Load()) }
-
-// setPhase moves on to p. Its caller holds s.mu.
-func (s *Server) setPhase(p Phase) {
-	s.phase.Store(int32(p))
-	s.phaseSince = time.Now()
-}
-
-func (s *Server) enterPhase(p Phase) {
-	s.mu.Lock()
-	s.setPhase(p)
-	s.mu.Unlock()
-}
-
-// ErrShuttingDown is the cause of a request's context that was cancelled
-// because GracePeriod was over: see [context.Cause].
-var ErrShuttingDown = errors.New("usher: shutting down")
-
-var (
-	errGraceOver = errors.New("GracePeriod is over")
-	errEndNow    = errors.New("a third signal arrived")
-)
-
-// A ShutdownError tells how a stop fell short.
-type ShutdownError struct {
-	Phase  Phase  // where it was when its time ended; PhaseFinish if only hooks failed
-	Report Report // of what was left then and what was cut
-	Err    error  // why
-}
-
-// Error returns one line.
-func (e *ShutdownError) Error() string {
-	left := ""
-	if e.Report.Cut > 0 {
-		left = fmt.Sprintf(", %d of %d connections cut", e.Report.Cut, e.Report.Open+e.Report.Queued)
-	}
-	return fmt.Sprintf("usher: shutdown fell short in phase %q%s: %v", e.Phase, left, e.Err)
-}
-
-// Unwrap returns Err.
-func (e *ShutdownError) Unwrap() error { return e.Err }
 
 // Shutdown stops the server without losing a request: it goes through the
 // phases that the package documentation describes and returns when the last
@@ -188,38 +55,6 @@ func (s *Server) Close() error {
 	s.mu.Unlock()
 	<-s.done
 	return nil
-}
-
-// OnShutdown registers f to be called at the end of a stop, when no connection
-// is left. Hooks run one after the other in the order of registration, each
-// with a context for its share of what is left of GracePeriod (at least of a
-// tenth of it). An error, a panic, and not returning in time are
-// reported under name and do not keep the next hook from running. A hook
-// that ignores the end of its context is left behind.
-func (s *Server) OnShutdown(name string, f func(context.Context) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if f == nil {
-		s.err = errors.Join(s.err, fmt.Errorf("usher: OnShutdown: hook %q is nil", name))
-		return
-	}
-	s.hooks = append(s.hooks, hook{name, f})
-}
-
-// RegisterOnShutdown registers f to be called in a goroutine of its own when
-// the drain begins, for programs that tell their long-lived connections that
-// way. Those that are registered with the http.Server run in the finish phase,
-// when the connections that they should end have been waited for: move them
-// here. As with net/http, nobody waits for f.
-func (s *Server) RegisterOnShutdown(f func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.onDrain = append(s.onDrain, f)
-}
-
-type hook struct {
-	name string
-	f    func(context.Context) error
 }
 
 // stopCause says why a stop begins.
@@ -661,65 +496,6 @@ func (s *Server) waitEmpty(ctx context.Context, d time.Duration, cause stopCause
 		case <-ctx.Done():
 			return
 		}
-	}
-}
-
-// runHooks calls the hooks in order, each with its share of what is left until
-// deadline. A Shutdown whose context ended does not wait for them, but they
-// run all the same, so that none meets the next before its time; Close and the
-// third signal end that.
-func (s *Server) runHooks(deadline time.Time) error {
-	s.mu.Lock()
-	hooks := slices.Clone(s.hooks)
-	s.mu.Unlock()
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() {
-		select {
-		case <-s.now:
-			cancel(errEndNow)
-		case <-stop:
-		}
-	}()
-	var failed error
-	for i, h := range hooks {
-		select {
-		case <-s.now:
-			return errors.Join(failed, fmt.Errorf("hook %q: not run", h.name))
-		default:
-		}
-		if err := h.run(ctx, time.Until(deadline)/time.Duration(len(hooks)-i)); err != nil {
-			failed = errors.Join(failed, fmt.Errorf("hook %q: %w", h.name, err))
-		}
-	}
-	return failed
-}
-
-// run calls the hook and waits for it, for share at most.
-func (h hook) run(ctx context.Context, share time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, share)
-	defer cancel()
-	returned := make(chan error, 1)
-	go func() {
-		defer func() {
-			if v := recover(); v != nil {
-				returned <- fmt.Errorf("panic: %v\n%s", v, debug.Stack())
-			}
-		}()
-		returned <- h.f(ctx)
-	}()
-	select {
-	case err := <-returned:
-		return err
-	case <-ctx.Done():
-	}
-	select {
-	case err := <-returned:
-		return err
-	default:
-		return fmt.Errorf("still running: %w", context.Cause(ctx))
 	}
 }
 

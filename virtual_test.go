@@ -28,9 +28,13 @@ type virtual struct {
 }
 
 func startVirtual(t *testing.T, opts Options, h http.HandlerFunc) *virtual {
+	return startVirtualMode(t, h1, opts, h)
+}
+
+func startVirtualMode(t *testing.T, m mode, opts Options, h http.HandlerFunc) *virtual {
 	opts.Logger = silent
 	v := &virtual{t: t, l: memnet.Listen(), served: make(chan error, 1)}
-	v.Server = Wrap(newHTTPServer(h1, h), opts)
+	v.Server = Wrap(newHTTPServer(m, h), opts)
 	go func() { v.served <- v.Serve(v.l) }()
 	synctest.Wait()
 	return v
@@ -384,6 +388,54 @@ func TestHookBudget(t *testing.T) {
 		if budget != defaultGracePeriod/10 {
 			t.Errorf("budget %v past GracePeriod, want %v", budget, defaultGracePeriod/10)
 		}
+	})
+}
+
+// TestHTTP2IsLeftAloneForAMoment: a request that follows the preface within
+// 100 ms of a stop is answered, and then comes the GOAWAY.
+func TestHTTP2IsLeftAloneForAMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := startVirtualMode(t, h2c, Options{}, ok)
+		c := v.dial()
+		c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+		c.sendFrame(frameSettings, 0, 0, "")
+		synctest.Wait()
+		took := v.shutdown()
+		time.Sleep(http2Settle / 2)
+		c.getStream(1)
+		c.readUntil("response", endOf(1))
+		c.Close()
+		<-took
+
+		// Silence ends after that moment, and a second for the GOAWAY.
+		v = startVirtualMode(t, h2c, Options{}, ok)
+		c = v.dial()
+		c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+		c.sendFrame(frameSettings, 0, 0, "")
+		synctest.Wait()
+		took = v.shutdown()
+		c.readUntil("GOAWAY", isGoAway)
+		if d := <-took; d != http2Settle+time.Second {
+			t.Errorf("a stop with an idle HTTP/2 connection took %v, want %v", d, http2Settle+time.Second)
+		}
+		c.Close()
+	})
+}
+
+// TestHTTP2PrefaceDuringDrain: net/http would not find a connection in its
+// preface for the GOAWAY, so that is waited for.
+func TestHTTP2PrefaceDuringDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := startVirtualMode(t, h2c, Options{}, ok)
+		c := v.dial()
+		took := v.shutdown()
+		c.send("PRI * HTTP/2.0\r\n\r\n")
+		time.Sleep(2 * time.Second)
+		c.send("SM\r\n\r\n")
+		c.sendFrame(frameSettings, 0, 0, "")
+		c.readUntil("GOAWAY", isGoAway)
+		c.Close()
+		<-took
 	})
 }
 
