@@ -16,6 +16,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/memnet"
 )
 
 // latencies sorts and looks things up.
@@ -620,6 +622,34 @@ func TestWriteDeadlineIsSuspended(t *testing.T) {
 	})
 }
 
+// TestWriteDeadlineRunsAgain once the request has a slot.
+func TestWriteDeadlineRunsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := &virtual{t: t, l: memnet.Listen(), served: make(chan error, 1)}
+		srv := newHTTPServer(h1, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			d, _ := time.ParseDuration(r.URL.Path[1:])
+			time.Sleep(d)
+			ok(w, r)
+		}))
+		srv.WriteTimeout = 100 * time.Millisecond
+		v.Server = Wrap(srv, Options{Fairness: FairnessOptions{Slots: 1}, Logger: silent})
+		go func() { v.served <- v.Serve(v.l) }()
+		var conns []*rawConn
+		for _, path := range []string{"90ms", "90ms", "90ms", "110ms", "90ms"} {
+			c := v.dial()
+			c.send("GET /" + path + " HTTP/1.1\r\nHost: usher.test\r\n\r\n")
+			synctest.Wait()
+			conns = append(conns, c)
+		}
+		for i, c := range conns {
+			if _, _, err := c.response(); (err == nil) != (i != 3) {
+				t.Errorf("request %d: %v", i, err)
+			}
+		}
+		v.end()
+	})
+}
+
 // TestClientLeavesTheQueue at once, also one whose body nobody has read.
 func TestClientLeavesTheQueue(t *testing.T) {
 	run(t, allModes, func(t *testing.T, m mode) {
@@ -676,28 +706,39 @@ func TestClientLeavesTheQueue(t *testing.T) {
 	})
 }
 
-// TestReadDeadlineSurvivesTheQueue: the watch for clients that leave must not
-// lose ReadTimeout.
+// TestReadDeadlineSurvivesTheQueue: the watch for clients that leave must
+// neither lose ReadTimeout nor leave its own deadline behind.
 func TestReadDeadlineSurvivesTheQueue(t *testing.T) {
-	g := newGated()
-	readErr := make(chan error, 1)
-	ts := startServer(t, h1, fairly(1), func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == "POST" {
-			_, err := io.ReadAll(r.Body)
-			readErr <- err
-			return
+	for _, complete := range []bool{true, false} {
+		g := newGated()
+		read := make(chan error, 1)
+		ts := startServer(t, h1, fairly(1), func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == "POST" {
+				_, err := io.ReadAll(r.Body)
+				read <- err
+				return
+			}
+			g.ServeHTTP(w, r)
+		}, func(ts *testServer) {
+			ts.http.ReadTimeout = 300 * time.Millisecond
+			if complete {
+				ts.http.ReadTimeout = time.Minute
+			}
+		})
+		holder := ts.dial()
+		holder.send(request)
+		<-g.begun
+		c := ts.dial()
+		c.send("POST / HTTP/1.1\r\nHost: usher.test\r\nContent-Length: 10\r\n\r\nsome")
+		eventually(t, "the request waits", func() bool { return ts.Limiter().Stats().Waiting == 1 })
+		close(g.release)
+		eventually(t, "the handler waits for its body", func() bool { return ts.Limiter().Stats().Yields == 1 })
+		if complete {
+			c.send("bytes!")
 		}
-		g.ServeHTTP(w, r)
-	}, func(ts *testServer) { ts.http.ReadTimeout = 300 * time.Millisecond })
-	holder := ts.dial()
-	holder.send(request)
-	<-g.begun
-	c := ts.dial()
-	c.send("POST / HTTP/1.1\r\nHost: usher.test\r\nContent-Length: 10\r\n\r\nsome")
-	eventually(t, "the request waits", func() bool { return ts.Limiter().Stats().Waiting == 1 })
-	close(g.release)
-	if err := <-readErr; err == nil {
-		t.Error("a body that never came was read without an error")
+		if err := <-read; (err == nil) != complete {
+			t.Errorf("complete=%v: the handler read %v", complete, err)
+		}
 	}
 }
 
@@ -740,6 +781,63 @@ func TestSlowUploadHoldsNoSlot(t *testing.T) {
 		eventually(t, "all slots are free", func() bool { return ts.Limiter().Stats().Running == 0 })
 		uploader.CloseIdleConnections()
 		other.CloseIdleConnections()
+	})
+}
+
+// TestUploadGoesOnWithPriority: with a slot of its own, and before requests that
+// have not begun.
+func TestUploadGoesOnWithPriority(t *testing.T) {
+	run(t, allModes, func(t *testing.T, m mode) {
+		var mu sync.Mutex
+		var order []string
+		note := func(what string) {
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, what)
+		}
+		g := newGated()
+		ts := startServer(t, m, fairly(1), func(w http.ResponseWriter, r *http.Request) {
+			switch r.URL.Path {
+			case "/upload":
+				io.Copy(io.Discard, r.Body)
+			case "/holder":
+				g.ServeHTTP(w, r)
+			}
+			note(r.URL.Path)
+		})
+		var wg sync.WaitGroup
+		var clients []*http.Client
+		send := func(path string, body io.Reader) {
+			client := ts.client()
+			clients = append(clients, client)
+			wg.Go(func() {
+				resp, err := client.Post(ts.url(path), "text/plain", body)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				resp.Body.Close()
+			})
+		}
+		body, rest := io.Pipe()
+		send("/upload", body)
+		rest.Write([]byte("x"))
+		eventually(t, "the upload gives its slot back", func() bool { return ts.Limiter().Stats().Yields > 0 })
+		send("/holder", nil)
+		<-g.begun
+		send("/newcomer", nil)
+		eventually(t, "the newcomer waits", func() bool { return ts.Limiter().Stats().Waiting == 1 })
+		rest.Close()
+		eventually(t, "the upload waits for a slot", func() bool { return ts.Limiter().Stats().Resuming == 1 })
+		close(g.release)
+		wg.Wait()
+		// A read at the end of the body may give the slot up once more.
+		if order[0] != "/holder" || ts.Limiter().Stats().Running > 1 || m == h1 && fmt.Sprint(order) != "[/holder /upload /newcomer]" {
+			t.Errorf("order %v", order)
+		}
+		for _, c := range clients {
+			c.CloseIdleConnections()
+		}
 	})
 }
 

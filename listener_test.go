@@ -158,7 +158,9 @@ func TestDrainWithoutTheGate(t *testing.T) {
 // TestSharedSocketStaysOpen: when another process has the socket, too, a stop
 // here must not keep anybody out there.
 func TestSharedSocketStaysOpen(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // a socket that could be gated
+	inner, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +181,7 @@ func TestSharedSocketStaysOpen(t *testing.T) {
 	if r := ts.clean(ts.shutdown()); r.Guarantee != GuaranteeQueue {
 		t.Errorf("report %+v", r)
 	}
-	c, err := net.Dial("tcp", heir.Addr().String())
+	c, err := net.DialTimeout("tcp", heir.Addr().String(), 20*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

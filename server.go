@@ -64,7 +64,6 @@ type Server struct {
 	cancels    []context.CancelCauseFunc // of the base contexts
 	phaseSince time.Time
 	stopping   bool
-	formality  bool // usher itself has called Shutdown or Close of net/http
 	hurried    bool // hurry has been closed
 	ended      bool // now has been closed
 	endCause   error
@@ -112,7 +111,6 @@ func Wrap(srv *http.Server, opts Options) *Server {
 	}
 	s.strays = newListener(noListener{}, ListenerOptions{}, s.log)
 	s.adopt(s.strays)
-	srv.RegisterOnShutdown(s.noteBypass)
 	return s
 }
 

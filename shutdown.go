@@ -121,15 +121,9 @@ func (s *Server) end(cause error) {
 	close(s.now)
 }
 
-// noteBypass is called when net/http's own Shutdown runs, or Serve has found
-// that its Close did.
+// noteBypass is called when Serve of net/http has ended as if by Shutdown or
+// Close, and no stop had begun.
 func (s *Server) noteBypass() {
-	s.mu.Lock()
-	ours := s.formality
-	s.mu.Unlock()
-	if ours {
-		return
-	}
 	s.log.Warn("usher: Shutdown or Close of the http.Server was called directly: requests are lost; call those of usher.Server")
 	s.beginStop(context.Background(), stopCause{reason: "http.Server stopped directly", bypassed: true})
 }
@@ -426,9 +420,6 @@ func (s *Server) retireDue(ctx context.Context, grace time.Duration) time.Durati
 // finish calls net/http's Shutdown, which by now only has HTTP/2 connections
 // to say goodbye to, and waits until all connections have left.
 func (s *Server) finish(ctx context.Context, cause stopCause) {
-	s.mu.Lock()
-	s.formality = true
-	s.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	returned := make(chan struct{})
@@ -453,7 +444,6 @@ func (s *Server) finish(ctx context.Context, cause stopCause) {
 // moment to say so, and closes all connections.
 func (s *Server) cutAll(parent context.Context, grace time.Duration, cause stopCause) {
 	s.mu.Lock()
-	s.formality = true
 	cancels := s.cancels
 	cutNow := s.ended
 	listeners := slices.Clone(s.listeners)

@@ -291,8 +291,12 @@ func TestStopLetsNewcomersIn(t *testing.T) {
 		waits := v.dial()
 		waits.send(request)
 		synctest.Wait()
+		began := time.Now()
 		took := v.shutdown()
 		waits.answered()
+		if d := time.Since(began); d != 0 {
+			t.Errorf("a newcomer waited %v after the stop began", d)
+		}
 		waits.ended()
 		for _, c := range mute {
 			c.ended()
