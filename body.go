@@ -1,37 +1,63 @@
 package usher
 
 import (
-	"context"
 	"io"
+	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // A yieldingBody is a request's body whose reads give the request's slot back
-// while they wait. On a connection of a Listener they do so when the kernel
-// says that a read has to wait. Elsewhere, and over HTTP/2, where it is another
-// goroutine that reads the connection, they do so after a millisecond.
+// while they wait. On an HTTP/1 connection of a Server they do so when the
+// kernel says that a read has to wait. Elsewhere, and over HTTP/2, where another
+// goroutine reads the connection, they do so after a millisecond.
 type yieldingBody struct {
 	io.ReadCloser
-	lease *lease
-	ctx   context.Context
-	conn  *Conn // of HTTP/1, if it tells when it has to wait
+	l     *Limiter
+	lease *lease // not to be touched without mu, or when over
+	w     http.ResponseWriter
+	orig  *http.Request // net/http's
+	r     *http.Request // the handler's copy
+	told  bool          // the connection tells when a read has to wait
+	done  chan struct{} // closed when the handler has returned
+	eof   atomic.Bool   // all of it has been read
 
-	mu    sync.Mutex // not held while reading
-	over  bool       // the handler has returned
-	timer *time.Timer
+	mu      sync.Mutex // not held while reading
+	reading bool
+	over    bool // the handler has returned
+	timer   *time.Timer
 }
 
 // Read reads the body.
-func (b *yieldingBody) Read(p []byte) (int, error) {
+func (b *yieldingBody) Read(p []byte) (n int, err error) {
+	b.await(func() { n, err = b.ReadCloser.Read(p) })
+	if err == io.EOF {
+		// net/http has put trailers that were not announced into its own.
+		b.r.Trailer = b.orig.Trailer
+		b.eof.Store(true)
+	}
+	return n, err
+}
+
+// Close closes the body. net/http reads some of what the client still sends.
+func (b *yieldingBody) Close() (err error) {
+	b.await(func() { err = b.ReadCloser.Close() })
+	return err
+}
+
+// await calls read, which may wait for the client, and waits for a slot if the
+// request's was given back meanwhile.
+func (b *yieldingBody) await(read func()) {
 	b.mu.Lock()
 	if b.over {
 		b.mu.Unlock()
-		return b.ReadCloser.Read(p)
+		read()
+		return
 	}
+	b.reading = true
 	switch {
-	case b.conn != nil:
-		b.conn.state.Or(flagBody)
+	case b.told:
 	case b.timer == nil:
 		b.timer = time.AfterFunc(blockedAfter, b.blocked)
 	default:
@@ -39,28 +65,43 @@ func (b *yieldingBody) Read(p []byte) (int, error) {
 	}
 	b.mu.Unlock()
 
-	n, err := b.ReadCloser.Read(p)
+	read()
 
 	b.mu.Lock()
-	over := b.over
-	if b.conn != nil {
-		b.conn.state.And(^uint32(flagBody))
-	} else {
+	b.reading = false
+	if b.timer != nil {
 		b.timer.Stop()
 	}
-	b.mu.Unlock()
-	if !over && b.lease.state.Load() == leaseYielded {
-		b.lease.resume(b.ctx)
+	var ready <-chan struct{}
+	if !b.over {
+		ready = b.l.resume(b.lease)
 	}
-	return n, err
-}
+	b.mu.Unlock()
+	if ready == nil {
+		return
+	}
 
-// blocked is called when a read has taken a while.
-func (b *yieldingBody) blocked() {
+	defer suspendWriteDeadline(b.w, b.orig)()
+	granted := false
+	select {
+	case <-ready:
+		granted = true
+	case <-b.r.Context().Done():
+	case <-b.done:
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.over {
-		b.lease.yield()
+		b.l.resumed(b.lease, granted)
+	}
+}
+
+// blocked is called when a read has to wait, or has taken a while.
+func (b *yieldingBody) blocked() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.reading && !b.over {
+		b.l.yield(b.lease)
 	}
 }
 
@@ -70,6 +111,7 @@ func (b *yieldingBody) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.over = true
+	close(b.done)
 	if b.timer != nil {
 		b.timer.Stop()
 	}

@@ -27,10 +27,10 @@ type Conn struct {
 	net.Conn // the accepted connection
 
 	l          *Listener
-	flow       *connFlow // if a Limiter is at work; set before the first Read
-	prev, next *Conn     // guarded by l.mu, as are the following
-	aside      bool      // counted in l.aside
-	gone       bool      // no longer in the list
+	flow       atomic.Pointer[connFlow] // if a Limiter is at work
+	prev, next *Conn                    // guarded by l.mu, as are the following
+	aside      bool                     // counted in l.aside
+	gone       bool                     // no longer in the list
 
 	state    atomic.Uint32 // phase and flags, see below
 	accepted time.Duration // on l's clock
@@ -79,8 +79,6 @@ const (
 	flagRetired
 	// flagCut: usher closes it because time is up.
 	flagCut
-	// flagBody: the handler reads the body of a request.
-	flagBody
 	flagClosed
 )
 
@@ -223,8 +221,8 @@ func (c *Conn) wait(size int) bool {
 		return false
 	}
 	c.l.noteQuiet(c)
-	if c.flow != nil {
-		c.flow.wouldBlock(st & phaseMask)
+	if f := c.flow.Load(); f != nil {
+		f.wouldBlock(st&phaseMask, size)
 	}
 	return true
 }
@@ -285,12 +283,17 @@ func (c *Conn) SetDeadline(t time.Time) error {
 
 // SetReadDeadline sets the read deadline.
 func (c *Conn) SetReadDeadline(t time.Time) error {
-	if c.flow != nil {
-		c.flow.readDeadline = t
+	if f := c.flow.Load(); f != nil {
+		at := int64(0)
+		if !t.IsZero() {
+			at = t.UnixNano()
+		}
+		f.readDeadline.Store(at)
 	}
 	// Between two requests net/http sets the deadline twice: when it begins to
 	// wait, and when the first bytes of the next request are in its buffer.
-	// Under TLS the second call is the only sign that they are.
+	// Under TLS the second call is the only sign that they are, if they came
+	// while the last request was still being answered; it needs four of them.
 	if st := c.state.Load(); st&phaseMask == phaseIdle {
 		if st&flagDeadline == 0 {
 			c.state.Or(flagDeadline)
@@ -321,8 +324,8 @@ func (c *Conn) setState(s http.ConnState, http2 bool) {
 		}
 	case http.StateHijacked:
 		c.enter(phaseHijacked, http2)
-		if c.flow != nil {
-			c.flow.hijacked()
+		if f := c.flow.Load(); f != nil {
+			f.hijacked()
 		}
 		c.l.setAside(c)
 	}
@@ -420,8 +423,8 @@ func (c *Conn) Close() error {
 	if old&flagClosed != 0 {
 		return c.closedError("close")
 	}
-	if c.flow != nil {
-		c.flow.dropLinger()
+	if f := c.flow.Load(); f != nil {
+		f.dropLinger()
 	}
 	if c.lingers(old) {
 		if err := c.CloseWrite(); err == nil {

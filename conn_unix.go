@@ -62,9 +62,13 @@ func (c *Conn) rawRead(fd uintptr) bool {
 }
 
 // watchHangUp returns a channel that is closed when the client closes its side,
-// and what ends the watch. Nobody else may read or set the read deadline
-// meanwhile.
+// and what ends the watch and sets the read deadline that c.flow knows. Reads
+// wait meanwhile. If one is under way already, then net/http watches, and
+// there is nothing to do.
 func (c *Conn) watchHangUp() (hungUp <-chan struct{}, stop func()) {
+	if !c.readMu.TryLock() {
+		return nil, func() {}
+	}
 	gone, done := make(chan struct{}), make(chan struct{})
 	var stopped atomic.Bool
 	go func() {
@@ -85,7 +89,12 @@ func (c *Conn) watchHangUp() (hungUp <-chan struct{}, stop func()) {
 		stopped.Store(true)
 		c.Conn.SetReadDeadline(time.Unix(1, 0))
 		<-done
-		c.Conn.SetReadDeadline(c.flow.readDeadline)
+		var at time.Time
+		if ns := c.flow.Load().readDeadline.Load(); ns != 0 {
+			at = time.Unix(0, ns)
+		}
+		c.Conn.SetReadDeadline(at)
+		c.readMu.Unlock()
 	}
 }
 

@@ -166,6 +166,9 @@ func TestMidHeaderIsAnswered(t *testing.T) {
 					c.answered()
 				}
 				if !tt.piped {
+					if tt.before > 0 {
+						eventually(t, "the connection is idle", func() bool { return quiet(ts.state()) })
+					}
 					c.send(half)
 				}
 				eventually(t, "the half request is read", func() bool {

@@ -63,13 +63,12 @@ type FairnessOptions struct {
 }
 
 const (
-	defaultMaxWait   = 30 * time.Second
-	minMaxQueue      = 1024
-	maxQueuePerSlot  = 128
-	maxRetryAfter    = 32
-	unlimitedSlots   = math.MaxInt32
-	blockedAfter     = time.Millisecond
-	firstBucketUpper = time.Millisecond
+	defaultMaxWait  = 30 * time.Second
+	minMaxQueue     = 1024
+	maxQueuePerSlot = 128
+	maxRetryAfter   = 32
+	unlimitedSlots  = math.MaxInt32
+	blockedAfter    = time.Millisecond
 )
 
 func (o FairnessOptions) validate(prefix string) error {
@@ -107,10 +106,17 @@ func (o FairnessOptions) validate(prefix string) error {
 // requests that have not begun. So handlers may run on between a read and its
 // return without a slot, but two reads never run beside each other in excess
 // of Slots. Writes to a client that does not read hold the slot; set
-// WriteTimeout. A handler that takes its connection over gives its slot back.
+// WriteTimeout. The same goes for the first write while a body is unread, for
+// which net/http reads up to 256 KiB of it. A handler that takes its connection
+// over gives its slot back, if the connection is a [Server]'s.
 //
-// A request that waits is taken out when its client leaves. Its write deadline
-// does not run meanwhile.
+// A request that waits is taken out when its client leaves, or only closes its
+// sending side, which net/http takes for the same. ReadTimeout and WriteTimeout
+// do not run meanwhile; a deadline that a handler around this one has set for
+// writes is replaced by WriteTimeout, if there is one.
+//
+// A Limiter may serve many servers, and a request may pass through several, of
+// which the first gets the cheap way.
 //
 // To take a free slot costs two atomic operations, and to wait for one about a
 // microsecond.
@@ -118,15 +124,13 @@ type Limiter struct {
 	opts  FairnessOptions
 	queue fairqueue.Queue
 
-	// Not shared by all Limiters: the channels of leases must not get from one
-	// testing/synctest bubble into another.
-	leases sync.Pool
+	leases *sync.Pool
 
 	immediate atomic.Uint64 // requests that found a free slot
 	exempt    atomic.Uint64
 
 	mu       sync.Mutex // the lock of queue; guards the following
-	keyed    map[string]*keyedFlow
+	keyed    map[flowKey]*keyedFlow
 	counts   limiterCounts
 	lastPass time.Time     // of a slot to one who waited
 	interval time.Duration // between two such passes, a moving average
@@ -154,12 +158,7 @@ func NewLimiter(opts FairnessOptions) (*Limiter, error) {
 }
 
 func newLimiter(opts FairnessOptions) *Limiter {
-	l := &Limiter{opts: opts, keyed: make(map[string]*keyedFlow)}
-	l.leases.New = func() any {
-		e := new(lease)
-		e.init(nil)
-		return e
-	}
+	l := &Limiter{opts: opts, leases: newLeasePool(), keyed: make(map[flowKey]*keyedFlow)}
 	l.opts.MaxWait = cmp.Or(opts.MaxWait, defaultMaxWait)
 	l.opts.Status = cmp.Or(opts.Status, http.StatusServiceUnavailable)
 	l.queue.MaxInline = max(opts.MaxInline, 1)
@@ -185,23 +184,26 @@ func (l *Limiter) SetSlots(n int) error {
 	return nil
 }
 
-// Handler returns a handler that calls next when the request has a slot.
+// Handler returns a handler that calls next when the request has a slot. The
+// request that next gets may be a copy, if it has a body.
 func (l *Limiter) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		cf, _ := r.Context().Value(connFlowKey{}).(*connFlow)
 		if l.opts.Exempt != nil && l.opts.Exempt(r) {
 			l.exempt.Add(1)
+			if cf != nil {
+				cf.dropLinger()
+			}
 			next.ServeHTTP(w, r)
 			return
 		}
-		l.serve(w, r, next)
+		l.serve(w, r, cf, next)
 	})
 }
 
-func (l *Limiter) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	cf, _ := r.Context().Value(connFlowKey{}).(*connFlow)
+func (l *Limiter) serve(w http.ResponseWriter, r *http.Request, cf *connFlow, next http.Handler) {
 	e := l.leaseFor(r, cf)
-	e.owner = l
-	e.wait = 0
+	ctx := r.Context()
 	switch {
 	case e.state.Load() == leaseLinger && e.state.CompareAndSwap(leaseLinger, leaseRunning):
 		l.mu.Lock()
@@ -210,34 +212,57 @@ func (l *Limiter) serve(w http.ResponseWriter, r *http.Request, next http.Handle
 		l.mu.Unlock()
 	case l.queue.TryAcquire(e.flow):
 		e.turn = 1
+		e.owner = l
 		e.state.Store(leaseRunning)
 		l.immediate.Add(1)
 	default:
+		e.owner = l
 		if v := l.await(w, r, e, cf); v != verdictRun {
 			l.returnLease(e, cf)
 			l.turnAway(w, r, v)
 			return
 		}
 		if cf == nil || e != &cf.lease {
-			r = r.WithContext(context.WithValue(r.Context(), leaseKey{}, e.wait))
+			ctx = context.WithValue(ctx, leaseKey{}, time.Duration(e.wait.Load()))
 		}
 	}
+	if cf != nil && r.ProtoMajor < 2 {
+		cf.current.Store(e)
+	}
+
+	orig := r
 	var body *yieldingBody
-	if r.Body != nil && r.Body != http.NoBody {
+	hasBody := r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0
+	if hasBody || ctx != orig.Context() {
 		// A copy: net/http looks into the Body of its own.
-		r = r.WithContext(r.Context())
-		body = &yieldingBody{ReadCloser: r.Body, lease: e, ctx: r.Context()}
-		if cf.followed(e) {
-			body.conn = cf.conn
+		r = r.WithContext(ctx)
+	}
+	if hasBody {
+		body = &yieldingBody{
+			ReadCloser: r.Body, l: l, lease: e, w: w, orig: orig, r: r,
+			told: cf.followed(e), done: make(chan struct{}),
 		}
 		r.Body = body
+		if body.told {
+			cf.body.Store(body)
+		}
 	}
 	whole := false
 	defer func() {
 		if body != nil {
 			body.end()
+			if body.told {
+				cf.body.Store(nil)
+			}
 		}
-		l.finish(e, cf, whole)
+		if r != orig {
+			// What net/http cleans up, and what handlers around this one ask for.
+			if orig.MultipartForm == nil {
+				orig.MultipartForm = r.MultipartForm
+			}
+			orig.Pattern = r.Pattern
+		}
+		l.finish(e, cf, whole && (body == nil || body.eof.Load()))
 	}()
 	next.ServeHTTP(w, r)
 	whole = true
@@ -257,36 +282,22 @@ const (
 // await waits for a slot.
 func (l *Limiter) await(w http.ResponseWriter, r *http.Request, e *lease, cf *connFlow) verdict {
 	began := time.Now()
-	ctx := r.Context()
-	l.mu.Lock()
-	l.counts.queued++
-	e.evicted = false
-	granted, victim := l.queue.Enqueue(e.flow, &e.Waiter)
-	switch {
-	case granted:
-		l.begin(e, 0)
-		l.mu.Unlock()
-		return verdictRun
-	case victim == &e.Waiter:
-		l.counts.full++
-		l.mu.Unlock()
-		return verdictFull
-	case victim != nil:
-		v := victim.Value.(*lease)
-		v.evicted = true
-		l.counts.full++
-		v.ready <- struct{}{}
+	if v, waits := l.enqueue(e); !waits {
+		return v
 	}
-	l.mu.Unlock()
-
-	resume := suspendWriteDeadline(w, r)
-	defer resume()
+	defer suspendWriteDeadline(w, r)()
 	var hungUp <-chan struct{}
-	if cf.followed(e) && r.Body != http.NoBody {
-		// net/http watches the connection only once the body has been read.
-		var stop func()
-		hungUp, stop = cf.conn.watchHangUp()
-		defer stop()
+	if cf.followed(e) {
+		if r.Body != http.NoBody {
+			// net/http watches the connection only once the body has been read.
+			var stop func()
+			hungUp, stop = cf.conn.watchHangUp()
+			defer stop()
+		}
+		if at := cf.readDeadline.Load(); at != 0 {
+			// Nor does the time to read the body run. Deferred last, to come first.
+			defer func() { cf.readDeadline.Store(at + int64(time.Since(began))) }()
+		}
 	}
 	if e.timer == nil {
 		e.timer = time.NewTimer(l.opts.MaxWait)
@@ -296,6 +307,7 @@ func (l *Limiter) await(w http.ResponseWriter, r *http.Request, e *lease, cf *co
 	defer e.timer.Stop()
 
 	v := verdictRun
+	ctx := r.Context()
 	select {
 	case <-e.ready:
 	case <-e.timer.C:
@@ -308,22 +320,59 @@ func (l *Limiter) await(w http.ResponseWriter, r *http.Request, e *lease, cf *co
 			v = verdictShutdown
 		}
 	}
+	return l.settle(e, v, time.Since(began))
+}
+
+// enqueue asks for a slot. If e has to wait, it says so; else the verdict is
+// there.
+func (l *Limiter) enqueue(e *lease) (v verdict, waits bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.counts.queued++
+	e.evicted = false
+	e.waitChan()
+	granted, victim := l.queue.Enqueue(e.flow, &e.Waiter)
+	switch {
+	case granted:
+		l.counts.passed++
+		l.counts.waits[0]++
+		e.turn = 1
+		e.state.Store(leaseRunning)
+		return verdictRun, false
+	case victim == &e.Waiter:
+		l.counts.full++
+		return verdictFull, false
+	case victim != nil:
+		other := victim.Value.(*lease)
+		other.evicted = true
+		l.counts.full++
+		other.ready <- struct{}{}
+	}
+	return 0, true
+}
+
+// settle ends the waiting of e, which v did if nothing else has just then.
+func (l *Limiter) settle(e *lease, v verdict, wait time.Duration) verdict {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if v != verdictRun && !l.queue.Cancel(&e.Waiter) {
 		<-e.ready // both happened; sent under the lock
-		if !e.evicted && v != verdictExpired {
-			// It has a slot, and nobody to serve.
-			l.release(e, l.queue.Release)
-		} else {
+		if e.evicted || v == verdictExpired {
 			v = verdictRun
+		} else {
+			// It has a slot, and nobody to serve.
+			l.counts.passed--
+			l.release(e, l.queue.Release)
 		}
 	}
 	switch {
 	case v == verdictRun && e.evicted:
 		return verdictFull // counted by whoever evicted it
 	case v == verdictRun:
-		l.begin(e, time.Since(began))
+		e.wait.Store(int64(wait))
+		e.turn = 1
+		e.state.Store(leaseRunning)
+		l.counts.waits[waitBucket(wait)]++
 	case v == verdictExpired:
 		l.counts.expired++
 	case v == verdictShutdown:
@@ -334,35 +383,29 @@ func (l *Limiter) await(w http.ResponseWriter, r *http.Request, e *lease, cf *co
 	return v
 }
 
-// begin notes that e, which has a slot, begins after a wait. Its caller holds
-// l.mu.
-func (l *Limiter) begin(e *lease, wait time.Duration) {
-	e.wait = wait
-	e.turn = 1
-	e.state.Store(leaseRunning)
-	l.counts.passed++
-	l.counts.waits[waitBucket(wait)]++
-}
-
 // pass tells the request behind w that it has a slot. Its caller holds l.mu.
 func (l *Limiter) pass(w *fairqueue.Waiter) {
 	now := time.Now()
 	if !l.lastPass.IsZero() {
-		// An eighth of the newest, as TCP does it. A pause without anybody
-		// waiting says nothing about how fast slots come.
-		if d := now.Sub(l.lastPass); d < l.opts.MaxWait {
+		// Each new one counts an eighth. A pause in which nobody waited says
+		// nothing about how fast slots come.
+		switch d := now.Sub(l.lastPass); {
+		case l.interval == 0:
+			l.interval = d
+		case d < l.opts.MaxWait:
 			l.interval += (d - l.interval) / 8
 		}
 	}
 	l.lastPass = now
-	w.Value.(*lease).ready <- struct{}{}
+	e := w.Value.(*lease)
+	if e.state.Load() == leaseNone {
+		l.counts.passed++
+	}
+	e.ready <- struct{}{}
 }
 
 // turnAway answers a request that was not served.
 func (l *Limiter) turnAway(w http.ResponseWriter, r *http.Request, v verdict) {
-	if v == verdictLeft {
-		return // nobody is there to read it
-	}
 	h := w.Header()
 	status, text := l.opts.Status, "too many requests are waiting"
 	switch v {
@@ -371,6 +414,13 @@ func (l *Limiter) turnAway(w http.ResponseWriter, r *http.Request, v verdict) {
 	case verdictShutdown:
 		status, text = http.StatusServiceUnavailable, "the server is shutting down"
 		h.Set("Connection", "close")
+	case verdictLeft:
+		// Nobody is there to read it, unless the client has only closed its
+		// sending side, or somebody around this handler has set a deadline.
+		status, text = http.StatusServiceUnavailable, "given up while it waited for its turn"
+		if r.ProtoMajor < 2 {
+			h.Set("Connection", "close")
+		}
 	}
 	if own, ok := r.Context().Value(serverKey{}).(*Server); ok && own.Phase() > PhaseLameDuck {
 		sayClose(h, r)

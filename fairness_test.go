@@ -162,7 +162,7 @@ func flood(l *Limiter, d time.Duration, service func(client int) time.Duration, 
 					r, _ := http.NewRequestWithContext(c.flow, "GET", "/", nil)
 					r.ProtoMajor = c.proto
 					sent := time.Now()
-					h.ServeHTTP(nil, r)
+					h.ServeHTTP(&statusWriter{}, r)
 					mu.Lock()
 					all[i] = append(all[i], time.Since(sent))
 					mu.Unlock()
@@ -268,7 +268,7 @@ func TestFlowKeyAndWeight(t *testing.T) {
 					for ctx.Err() == nil {
 						r, _ := http.NewRequestWithContext(ConnContext(ctx, nil), "GET", "/", nil)
 						r.Header.Set("Tenant", tenant)
-						h.ServeHTTP(nil, r)
+						h.ServeHTTP(&statusWriter{}, r)
 					}
 				})
 			}
@@ -304,7 +304,7 @@ func TestRemoteAddressIsTheFlow(t *testing.T) {
 					for ctx.Err() == nil {
 						r, _ := http.NewRequestWithContext(ctx, "GET", "/", nil)
 						r.RemoteAddr = addr
-						h.ServeHTTP(nil, r)
+						h.ServeHTTP(&statusWriter{}, r)
 					}
 				})
 			}

@@ -5,20 +5,29 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/fairqueue"
 )
 
-// A connFlow is the flow of a connection.
+// A connFlow is what limiters know of a connection.
 type connFlow struct {
-	fairqueue.Flow
-	// lease is that of the one request that an HTTP/1 connection has at a
-	// time; it may outlast the request, see Limiter.finish.
-	lease        lease
-	conn         *Conn     // nil if what it does cannot be seen
-	readDeadline time.Time // of conn, as the goroutine that serves it has set it
+	flow  fairqueue.Flow
+	owner atomic.Pointer[Limiter] // whose flow it is: the first that asked
+
+	// lease is for the one request that an HTTP/1 connection has at a time, so
+	// that it need not be allocated; taken tells whether one has it. It may
+	// outlast its request, see Limiter.finish.
+	lease lease
+	taken atomic.Bool
+
+	current atomic.Pointer[lease]        // of the HTTP/1 request under way
+	body    atomic.Pointer[yieldingBody] // of that request
+
+	conn         *Conn        // nil if what it waits for cannot be seen
+	readDeadline atomic.Int64 // of conn, as net/http set it; Unix time in ns, or 0
 }
 
 type connFlowKey struct{}
@@ -27,18 +36,28 @@ type connFlowKey struct{}
 // It is to be the ConnContext of an [http.Server] that usher does not wrap.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	f := &connFlow{}
-	f.lease.init(&f.Flow)
-	if conn := connOf(c); conn != nil && conn.raw != nil {
-		f.conn = conn
-		conn.flow = f
+	f.lease.init(&f.flow)
+	if conn := connOf(c); conn != nil {
+		if conn.raw != nil {
+			f.conn = conn
+		}
+		conn.flow.Store(f)
 	}
 	return context.WithValue(ctx, connFlowKey{}, f)
 }
 
-// A keyedFlow is the flow of a key.
+// A flowKey names a flow that is not a connection's own: that of a name, from
+// FlowKey or a remote address, or of a connection that belongs to another
+// Limiter.
+type flowKey struct {
+	name string
+	conn *connFlow
+	addr bool // name is an address
+}
+
 type keyedFlow struct {
 	fairqueue.Flow
-	key  string
+	key  flowKey
 	uses int // leases that have it
 }
 
@@ -48,18 +67,18 @@ type lease struct {
 
 	flow  *fairqueue.Flow
 	keyed *keyedFlow    // whose Flow flow is, or nil
-	owner *Limiter      // while the request is under way
+	owner *Limiter      // while a request has it, or it lingers
 	state atomic.Int32  // one of the following
 	ready chan struct{} // has an element when the waiting has ended
 	timer *time.Timer
-	turn  int           // requests in a row on this slot
-	wait  time.Duration // of the request, before it began
+	turn  int          // requests in a row on this slot
+	wait  atomic.Int64 // of the request, before it began; a time.Duration
 
-	// Guarded by owner.mu.
-	evicted bool // lost its place to another
+	evicted bool // lost its place to another; guarded by owner.mu
 }
 
-// The states of a lease.
+// The states of a lease. It becomes Yielded and Resumed, and stops being so,
+// under its owner's lock.
 const (
 	leaseNone    = iota // no slot, or waiting to begin
 	leaseRunning        // its request runs
@@ -71,29 +90,37 @@ const (
 func (e *lease) init(f *fairqueue.Flow) {
 	e.flow = f
 	e.Value = e
-	e.ready = make(chan struct{}, 1)
 }
 
-// leaseFor returns the lease for r: the connection's own if it is HTTP/1 and the
-// flow is the connection, else one from the pool.
+// leaseFor returns a lease for r: the connection's own if that is free, which it
+// always is over HTTP/1 unless a handler has outlived its request, as under
+// http.TimeoutHandler; else one from the pool.
 func (l *Limiter) leaseFor(r *http.Request, cf *connFlow) *lease {
-	key := ""
+	key := flowKey{}
 	if l.opts.FlowKey != nil {
-		key = l.opts.FlowKey(r)
-	}
-	if key == "" && cf != nil {
-		if r.ProtoMajor < 2 {
-			return &cf.lease
-		}
-		e := l.leases.Get().(*lease)
-		e.flow = &cf.Flow
-		return e
+		key.name = l.opts.FlowKey(r)
 	}
 	weight := 1
-	if key == "" {
-		key = "\x00" + r.RemoteAddr // no FlowKey's
-	} else if l.opts.Weight != nil {
-		weight = min(max(l.opts.Weight(key), 1), math.MaxInt32)
+	switch {
+	case key.name != "":
+		if l.opts.Weight != nil {
+			weight = min(max(l.opts.Weight(key.name), 1), math.MaxInt32)
+		}
+	case cf == nil:
+		key.name, key.addr = r.RemoteAddr, true
+	case cf.owner.Load() == l || cf.owner.CompareAndSwap(nil, l):
+		if r.ProtoMajor < 2 && cf.taken.CompareAndSwap(false, true) {
+			return &cf.lease
+		}
+		cf.dropLinger()
+		e := l.leases.Get().(*lease)
+		e.flow = &cf.flow
+		return e
+	default:
+		key.conn = cf
+	}
+	if cf != nil {
+		cf.dropLinger()
 	}
 	e := l.leases.Get().(*lease)
 	l.mu.Lock()
@@ -111,7 +138,9 @@ func (l *Limiter) leaseFor(r *http.Request, cf *connFlow) *lease {
 
 // returnLease puts e back where leaseFor had it from.
 func (l *Limiter) returnLease(e *lease, cf *connFlow) {
+	e.wait.Store(0)
 	if cf != nil && e == &cf.lease {
+		cf.taken.Store(false)
 		return
 	}
 	if f := e.keyed; f != nil {
@@ -147,10 +176,15 @@ func (l *Limiter) giveBack(e *lease) {
 
 // finish ends a request. While others wait, and its connection may serve one
 // more in this turn, the slot lingers until the connection's next Read says
-// whether the next request is there; see connFlow.wouldBlock.
-func (l *Limiter) finish(e *lease, cf *connFlow, whole bool) {
-	if whole && e.turn < l.queue.MaxInline && !l.queue.CanLinger(l.queue.MaxInline) && cf.followed(e) &&
+// whether the next request is there; see connFlow.wouldBlock. That is so only
+// if mayLinger: the handler has returned, and no rest of a body has to be read.
+func (l *Limiter) finish(e *lease, cf *connFlow, mayLinger bool) {
+	if cf != nil {
+		cf.current.CompareAndSwap(e, nil)
+	}
+	if mayLinger && e.turn < l.queue.MaxInline && !l.queue.CanLinger(l.queue.MaxInline) && cf.followed(e) &&
 		e.state.CompareAndSwap(leaseRunning, leaseLinger) {
+		l.returnLease(e, cf)
 		if cf.conn.state.Load()&flagClosed != 0 {
 			cf.dropLinger()
 		}
@@ -159,19 +193,28 @@ func (l *Limiter) finish(e *lease, cf *connFlow, whole bool) {
 	if e.state.CompareAndSwap(leaseRunning, leaseNone) {
 		l.giveBack(e)
 	} else {
-		l.mu.Lock()
-		if e.state.Load() == leaseResumed {
-			// A goroutine that the handler left behind reads the body. It keeps
-			// the channel that it waits on, and gets nothing more.
-			if !l.queue.Cancel(&e.Waiter) {
-				l.release(e, l.queue.Release)
-			}
-			e.ready = make(chan struct{}, 1)
-		}
-		e.state.Store(leaseNone)
-		l.mu.Unlock()
+		l.abandon(e)
 	}
 	l.returnLease(e, cf)
+}
+
+// abandon ends a request that does not run, or has begun to again just now: its
+// connection was taken over, or a goroutine that the handler left behind is in
+// a read of the body.
+func (l *Limiter) abandon(e *lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch e.state.Load() {
+	case leaseRunning:
+		l.release(e, l.queue.Release)
+	case leaseResumed:
+		if !l.queue.Cancel(&e.Waiter) {
+			l.release(e, l.queue.Release)
+		}
+		// That goroutine keeps the channel that it waits on.
+		e.ready = nil
+	}
+	e.state.Store(leaseNone)
 }
 
 // followed reports whether e is the lease of an HTTP/1 connection that tells
@@ -187,28 +230,31 @@ func (f *connFlow) dropLinger() {
 	}
 }
 
-// wouldBlock is called when a Read of the connection has nothing to return.
-// Between two requests that means that the next one is not there yet; in a
-// request, while its body is read, that the handler waits for its client.
-func (f *connFlow) wouldBlock(phase uint32) {
+// wouldBlock is called when a Read of the connection, into a buffer of size
+// bytes, has nothing to return. Between two requests that means that the next
+// one is not there yet; in a request, that a read of its body waits for the
+// client.
+func (f *connFlow) wouldBlock(phase uint32, size int) {
 	switch {
+	case f.conn == nil:
 	case phase == phaseIdle:
 		f.dropLinger()
-	case phase == phaseActive && f.conn.state.Load()&flagBody != 0:
-		f.lease.yield()
+	case size > 1: // a read of one byte is net/http's, to learn whether the client leaves
+		if b := f.body.Load(); b != nil {
+			b.blocked()
+		}
 	}
 }
 
 // hijacked is called when a handler has taken the connection over.
 func (f *connFlow) hijacked() {
-	if f.lease.state.CompareAndSwap(leaseRunning, leaseNone) {
-		f.lease.owner.giveBack(&f.lease)
+	if e := f.current.Load(); e != nil && e.state.CompareAndSwap(leaseRunning, leaseNone) {
+		e.owner.giveBack(e)
 	}
 }
 
 // yield gives the slot of a running request back while it waits for its client.
-func (e *lease) yield() {
-	l := e.owner
+func (l *Limiter) yield(e *lease) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e.state.CompareAndSwap(leaseRunning, leaseYielded) {
@@ -217,55 +263,67 @@ func (e *lease) yield() {
 	}
 }
 
-// resume waits for a slot to go on with. If ctx ends first the request goes on
-// without one: its client is gone, and it will end soon.
-func (e *lease) resume(ctx context.Context) {
-	l := e.owner
+// resume asks for a slot for a request that has yielded, and returns what to
+// wait for, or nil if nothing.
+func (l *Limiter) resume(e *lease) (ready <-chan struct{}) {
 	l.mu.Lock()
-	if !e.state.CompareAndSwap(leaseYielded, leaseResumed) {
-		l.mu.Unlock()
-		return
+	defer l.mu.Unlock()
+	if e.state.Load() != leaseYielded {
+		return nil
 	}
 	if l.queue.Resume(e.flow, &e.Waiter) {
 		e.state.Store(leaseRunning)
-		l.mu.Unlock()
-		return
+		return nil
 	}
-	ready := e.ready
-	l.mu.Unlock()
-	granted := false
-	select {
-	case <-ready:
-		granted = true
-	case <-ctx.Done():
-	}
+	e.state.Store(leaseResumed)
+	return e.waitChan()
+}
+
+// resumed ends the waiting that resume began. Without a slot the request goes
+// on all the same: its client is gone, and it will end soon.
+func (l *Limiter) resumed(e *lease, granted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e.ready != ready {
-		return // the request is over
-	}
-	switch {
-	case granted:
-		e.state.Store(leaseRunning)
-	case l.queue.Cancel(&e.Waiter):
+	if !granted && l.queue.Cancel(&e.Waiter) {
 		e.state.Store(leaseNone)
-	default:
-		<-ready
-		e.state.Store(leaseRunning)
+		return
 	}
+	if !granted {
+		<-e.ready // sent under the lock
+	}
+	e.state.Store(leaseRunning)
+}
+
+// waitChan returns the channel on which e is told.
+func (e *lease) waitChan() chan struct{} {
+	if e.ready == nil {
+		e.ready = make(chan struct{}, 1)
+	}
+	return e.ready
 }
 
 type leaseKey struct{}
 
 // QueueWait returns how long the request that ctx belongs to has waited for a
 // slot before its handler began, and zero if ctx is not that of a request.
-// Reading the header and the body does not count.
+// Reading the header and the body does not count. Ask before the handler has
+// returned.
 func QueueWait(ctx context.Context) time.Duration {
 	if d, ok := ctx.Value(leaseKey{}).(time.Duration); ok {
 		return d
 	}
 	if f, ok := ctx.Value(connFlowKey{}).(*connFlow); ok {
-		return f.lease.wait
+		return time.Duration(f.lease.wait.Load())
 	}
 	return 0
+}
+
+// newLeasePool returns a pool for one Limiter: the channels of leases must not
+// get from one testing/synctest bubble into another.
+func newLeasePool() *sync.Pool {
+	return &sync.Pool{New: func() any {
+		e := new(lease)
+		e.init(nil)
+		return e
+	}}
 }

@@ -1,0 +1,15 @@
+module github.com/seed-235859eb/usher/bench
+
+go 1.26.0
+
+require (
+	github.com/go-chi/chi/v5 v5.5.0
+	github.com/seed-235859eb/usher v0.0.0
+	golang.org/x/net v0.62.0
+	golang.org/x/sync v0.24.0
+	golang.org/x/sys v0.49.0
+)
+
+require github.com/felixge/httpsnoop v1.1.0 // indirect
+
+replace github.com/seed-235859eb/usher => ../
