@@ -34,7 +34,7 @@ type Conn struct {
 
 	state    atomic.Uint32 // phase and flags, see below
 	accepted time.Duration // on l's clock
-	since    atomic.Int64  // when it last became silent, on l's clock; a time.Duration
+	since    atomic.Int64  // when it last became silent, on l's clock, if that matters; a time.Duration
 
 	raw     syscall.RawConn       // nil if there is no descriptor to read from
 	readFn  func(fd uintptr) bool // c.rawRead, bound once so that Read does not allocate
@@ -172,7 +172,9 @@ func (c *Conn) readRaw(p []byte) (int, error) {
 	n, rerr := c.n, c.err
 	c.buf, c.n, c.err = nil, 0, nil
 	if err != nil { // deadline or closed: no read was made, or it had to wait
-		c.state.And(^uint32(flagWaiting))
+		if c.state.Load()&flagWaiting != 0 {
+			c.state.And(^uint32(flagWaiting))
+		}
 		if oe, ok := err.(*net.OpError); ok {
 			oe.Op = "read" // it says raw-read; net/http asks for read
 		}
@@ -200,6 +202,9 @@ func (c *Conn) readPlain(p []byte) (int, error) {
 func (c *Conn) wait(size int) bool {
 	set := uint32(flagWaiting)
 	st := c.state.Load()
+	if size == 1 && st&phaseMask == phaseActive {
+		return true // net/http's background read; every request pays for this
+	}
 	if p := st & phaseMask; p == phaseNew || p == phaseIdle {
 		switch {
 		case st&flagHTTP2 != 0:
@@ -313,7 +318,10 @@ func (c *Conn) setState(s http.ConnState, http2 bool) {
 			c.state.Or(flagLate)
 		}
 	case http.StateIdle:
-		c.since.Store(int64(c.l.now()))
+		if c.l.opts.MaxConns > 0 || c.l.stopping.Load() {
+			// Else it is enough to know that it was before the stop.
+			c.since.Store(int64(c.l.now()))
+		}
 		c.enter(phaseIdle, http2)
 		if c.l.opts.MaxConns > 0 {
 			c.l.moveToBack(c)
