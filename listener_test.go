@@ -288,14 +288,13 @@ func TestListenerMaxConnsAlone(t *testing.T) {
 				accepted <- c
 			}
 		}()
-		var clients, servers []net.Conn
+		var servers []net.Conn
 		for range 3 {
 			c, err := inner.Dial(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			clients = append(clients, c)
 			if len(servers) < 2 {
 				servers = append(servers, <-accepted)
 			}
