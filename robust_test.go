@@ -15,9 +15,15 @@ import (
 )
 
 func TestShutdownBeforeServe(t *testing.T) {
-	s := Wrap(&http.Server{}, quickly())
+	opts := quickly()
+	opts.Shutdown.Delay = 20 * time.Second // for those who might still come
+	s := Wrap(&http.Server{}, opts)
+	began := time.Now()
 	if err := s.Shutdown(context.Background()); err != nil {
 		t.Error(err)
+	}
+	if d := time.Since(began); d >= opts.Shutdown.Delay {
+		t.Errorf("a server that never served took %v to stop", d)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

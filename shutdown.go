@@ -82,7 +82,7 @@ func (s *Server) beginStop(ctx context.Context, cause stopCause) bool {
 		close(s.done)
 		return true
 	}
-	if s.opts.Shutdown.Delay > 0 && !cause.quick && !cause.bypassed && !cause.close {
+	if s.opts.Shutdown.Delay > 0 && s.Phase() == PhaseServing && !cause.quick && !cause.bypassed && !cause.close {
 		s.setPhase(PhaseLameDuck)
 	} else {
 		s.setPhase(PhaseGate)

@@ -103,7 +103,9 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (config,
 	}
 	// A server that never served stops at once, and says what is wrong with
 	// its options.
-	if err := usher.Wrap(&http.Server{}, cfg.options()).Shutdown(context.Background()); err != nil {
+	opts := cfg.options()
+	opts.Logger = slog.New(slog.DiscardHandler)
+	if err := usher.Wrap(&http.Server{}, opts).Shutdown(context.Background()); err != nil {
 		return cfg, fmt.Errorf("-delay, -handshake-grace, -idle-grace and -grace do not fit together: %w", err)
 	}
 	if port := getenv("PORT"); port != "" {
