@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"syscall"
 
 	"github.com/seed-235859eb/usher"
@@ -29,8 +30,15 @@ type footprint struct {
 	RSS   int64 // resident, after all that is free went back to the system
 }
 
-// serveChild serves until SIGTERM.
-func serveChild(kind string) error {
+// serveChild serves until SIGTERM. Its argument is usher's Slots.
+func serveChild(kind string, args []string) error {
+	slots := 0
+	if len(args) > 0 {
+		var err error
+		if slots, err = strconv.Atoi(args[0]); err != nil {
+			return fmt.Errorf("slots: %w", err)
+		}
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	l, err := usher.Listen("tcp", "127.0.0.1:0")
@@ -40,7 +48,7 @@ func serveChild(kind string) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", answerOK)
 	mux.HandleFunc("/footprint", answerFootprint)
-	s, err := newServer(kind, mux)
+	s, err := newServer(kind, slots, mux)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
@@ -70,14 +78,18 @@ const (
 	usherKind = "usher"
 )
 
-// newServer returns a server with all options at their defaults.
-func newServer(kind string, h http.Handler) (server, error) {
+// newServer returns a server with all options at their defaults but usher's
+// Slots.
+func newServer(kind string, slots int, h http.Handler) (server, error) {
 	srv := &http.Server{Handler: h}
 	switch kind {
 	case bareKind:
 		return srv, nil
 	case usherKind:
-		return usher.Wrap(srv, usher.Options{Logger: slog.New(slog.DiscardHandler)}), nil
+		return usher.Wrap(srv, usher.Options{
+			Fairness: usher.FairnessOptions{Slots: slots},
+			Logger:   slog.New(slog.DiscardHandler),
+		}), nil
 	}
 	return nil, fmt.Errorf("unknown kind of server: %q", kind)
 }

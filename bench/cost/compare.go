@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,10 +43,19 @@ const (
 	contestants
 )
 
-var (
-	contestantNames = [contestants]string{"bare", "usher", "bare again"}
-	contestantFlags = [contestants][]string{bare: {"-bare"}, ushers: nil, control: {"-bare"}}
-)
+var contestantNames = [contestants]string{"bare", "usher", "bare again"}
+
+// startContestant starts examples/server as one of them.
+func (l *lab) startContestant(ctx context.Context, i int) (*process, error) {
+	args := []string{"-addr", "127.0.0.1:0"}
+	switch {
+	case i != ushers:
+		args = append(args, "-bare")
+	case l.usherSlots > 0:
+		args = append(args, "-slots", strconv.Itoa(l.usherSlots))
+	}
+	return l.start(ctx, l.server, nil, args...)
+}
 
 // orders are the orders of the slices of a round; each server follows each
 // other one, and comes in each place, equally often.
@@ -106,7 +116,7 @@ func (l *lab) compare(ctx context.Context, rounds int, d time.Duration, n int, o
 	perBatch := (wanted + batches - 1) / batches
 	var blocks []comparison
 	for found := 0; found < wanted && len(blocks) < tries*wanted; {
-		more := min(perBatch, wanted-found, tries*wanted-len(blocks))
+		more := min(perBatch, tries*wanted-len(blocks))
 		c, err := l.compareBatch(ctx, len(blocks)*perBlock, more*perBlock, d, n, open)
 		if err != nil {
 			return nil, err
@@ -134,7 +144,7 @@ func (l *lab) compareBatch(ctx context.Context, first, rounds int, d time.Durati
 		err = errors.Join(append(ends[:], err)...)
 	}()
 	for _, i := range orders[first%len(orders)] {
-		p, err := l.start(ctx, l.server, nil, append([]string{"-addr", "127.0.0.1:0"}, contestantFlags[i]...)...)
+		p, err := l.startContestant(ctx, i)
 		if err != nil {
 			return nil, err
 		}

@@ -30,6 +30,7 @@ type config struct {
 	slice                time.Duration
 	slices               int
 	clients, fileClients int
+	usherSlots           int
 
 	idleConns  int
 	idleRounds int
@@ -53,7 +54,7 @@ var sections = []section{
 
 func main() {
 	if kind := os.Getenv(childEnv); kind != "" {
-		if err := serveChild(kind); err != nil {
+		if err := serveChild(kind, os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, "cost: child:", err)
 			os.Exit(1)
 		}
@@ -90,6 +91,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	fs.IntVar(&cfg.slices, "slices", 800, "slices for each server: throughput; close takes a quarter as long, file half as long")
 	fs.IntVar(&cfg.clients, "clients", 64, "connections: throughput and close")
 	fs.IntVar(&cfg.fileClients, "file-clients", 2, "connections: file")
+	fs.IntVar(&cfg.usherSlots, "usher-slots", 0, "Slots of usher's limiter; 0 for none")
 	fs.IntVar(&cfg.idleConns, "idle-conns", 10_000, "idle connections: memory; both processes need as many descriptors")
 	fs.IntVar(&cfg.idleRounds, "idle-rounds", 3, "fresh processes for each server and figure: memory")
 	fs.IntVar(&cfg.stopRounds, "stop-rounds", 12, "stops for each case: stop")
@@ -119,6 +121,9 @@ func parse(args []string, stderr io.Writer) (config, error) {
 		if n < 1 {
 			return cfg, fmt.Errorf("-%s=%d: must be at least 1", name, n)
 		}
+	}
+	if cfg.usherSlots < 0 {
+		return cfg, fmt.Errorf("-usher-slots=%d: must not be negative", cfg.usherSlots)
 	}
 	if cfg.slice <= 0 || cfg.timeout <= 0 {
 		return cfg, errors.New("-slice and -timeout must be positive")

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -73,7 +74,7 @@ func measureMemory(ctx context.Context, l *lab) error {
 // residentPerConn returns by how much examples/server grows with each idle
 // connection. That depends on when it last collected its garbage.
 func (l *lab) residentPerConn(ctx context.Context, kind int) (perConn float64, err error) {
-	p, err := l.start(ctx, l.server, nil, append([]string{"-addr", "127.0.0.1:0"}, contestantFlags[kind]...)...)
+	p, err := l.startContestant(ctx, kind)
 	if err != nil {
 		return 0, err
 	}
@@ -91,7 +92,7 @@ func (l *lab) footprintPerConn(ctx context.Context, kind int) (perConn [3]float6
 	if err != nil {
 		return perConn, err
 	}
-	p, err := l.start(ctx, self, []string{childEnv + "=" + contestantNames[kind]})
+	p, err := l.start(ctx, self, []string{childEnv + "=" + contestantNames[kind]}, strconv.Itoa(l.usherSlots))
 	if err != nil {
 		return perConn, err
 	}

@@ -40,6 +40,9 @@ func (l *lab) build(ctx context.Context) error {
 	}
 	l.about = fmt.Sprintf("%s, %s/%s, kernel %s, %d CPUs, usher %s",
 		info.GoVersion, runtime.GOOS, runtime.GOARCH, kernel(), runtime.NumCPU(), revision(ctx, cmd.Dir))
+	if l.usherSlots > 0 {
+		l.about += fmt.Sprintf(" with Slots: %d", l.usherSlots)
+	}
 	return nil
 }
 

@@ -15,7 +15,7 @@ import (
 // TestMain makes the test's binary a server when it is started as one.
 func TestMain(m *testing.M) {
 	if kind := os.Getenv(childEnv); kind != "" {
-		if err := serveChild(kind); err != nil {
+		if err := serveChild(kind, os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, "child:", err)
 			os.Exit(1)
 		}
@@ -74,6 +74,7 @@ func TestParse(t *testing.T) {
 	for _, tt := range []struct{ args, err string }{
 		{"", ""},
 		{"-only stop,file", ""},
+		{"-usher-slots -1", "-usher-slots=-1"},
 		{"-only nothing", "no such section"},
 		{"-slices 0", "-slices=0"},
 		{"-slice -1s", "must be positive"},

@@ -42,7 +42,7 @@ func measureStop(ctx context.Context, l *lab) error {
 	took := make([][]float64, len(stopCases))
 	for range l.stopRounds {
 		for i, sc := range stopCases {
-			d, err := sc.run(ctx)
+			d, err := sc.run(ctx, l.usherSlots)
 			if err != nil {
 				return fmt.Errorf("%s: %w", sc.name, err)
 			}
@@ -72,11 +72,11 @@ type stopping struct {
 }
 
 // run makes one stop.
-func (sc stopCase) run(ctx context.Context) (_ time.Duration, err error) {
+func (sc stopCase) run(ctx context.Context, slots int) (_ time.Duration, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("the stop does not end"))
 	defer cancel()
 	st := &stopping{release: make(chan struct{}), entered: make(chan struct{}, 1)}
-	s, err := newServer(sc.kind, st.handler(ctx))
+	s, err := newServer(sc.kind, slots, st.handler(ctx))
 	if err != nil {
 		return 0, err
 	}
