@@ -262,7 +262,9 @@ func TestFlowKeyAndWeight(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
 		defer cancel()
 		var wg sync.WaitGroup
-		for tenant, conns := range map[string]int{"a": 30, "bbb": 5} {
+		// Each has as many waiting as running at least: slots come free all at
+		// once, and would go to the other tenant for want of a taker.
+		for tenant, conns := range map[string]int{"a": 30, "bbb": 12} {
 			for range conns {
 				wg.Go(func() {
 					for ctx.Err() == nil {
