@@ -2,12 +2,14 @@ package usher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"syscall"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/gate"
+	"github.com/seed-235859eb/usher/internal/supervised"
 )
 
 // A Guarantee says what a drain could do for connections that nobody had
@@ -118,6 +120,10 @@ func (l *Listener) beginDrain(ctx context.Context) {
 		l.mu.Unlock()
 		return
 	}
+	if sv, ok := l.inner.(supervised.Listener); ok {
+		l.finish(ctx, sv)
+		return
+	}
 	rc, err := l.SyscallConn()
 	if err != nil {
 		l.empty(GuaranteeNone)
@@ -143,6 +149,12 @@ func (l *Listener) beginDrain(ctx context.Context) {
 		l.empty(GuaranteeQueue)
 		return
 	}
+	l.awaitHandshakes(ctx)
+	l.empty(GuaranteeAll)
+}
+
+// awaitHandshakes waits for HandshakeGrace.
+func (l *Listener) awaitHandshakes(ctx context.Context) {
 	t := time.NewTimer(l.opts.HandshakeGrace)
 	defer t.Stop()
 	select {
@@ -150,7 +162,23 @@ func (l *Listener) beginDrain(ctx context.Context) {
 	case <-ctx.Done():
 	case <-l.closed:
 	}
-	l.empty(GuaranteeAll)
+}
+
+// finish has a supervised listener empty and close its sockets.
+func (l *Listener) finish(ctx context.Context, sv supervised.Listener) {
+	guarantee := GuaranteeAll
+	switch err := sv.Shut(); {
+	case err == nil:
+		l.awaitHandshakes(ctx)
+	case !errors.Is(err, supervised.ErrShared):
+		l.log.Warn("usher: new handshakes cannot be stopped; one that ends while the listener is closed is lost", "addr", l.Addr(), "error", err)
+		guarantee = GuaranteeQueue
+	}
+	l.mu.Lock()
+	l.guarantee = guarantee
+	l.finishing = true
+	l.mu.Unlock()
+	sv.Finish()
 }
 
 // unpublish removes the name of a unix socket. An Accept under way fails for
@@ -183,6 +211,9 @@ func (l *Listener) empty(g Guarantee) {
 // TCP on Linux tells the number; elsewhere 1 stands for one or more. The error
 // wraps [errors.ErrUnsupported] where nothing is known.
 func (l *Listener) Queued() (int, error) {
+	if sv, ok := l.inner.(supervised.Listener); ok {
+		return sv.Queued()
+	}
 	rc, err := l.SyscallConn()
 	if err != nil {
 		return 0, err

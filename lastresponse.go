@@ -14,8 +14,8 @@ import (
 // atomic count and two loads; the ResponseWriter stays net/http's own.
 func (s *Server) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.inFlight.Add(1)
-		defer s.inFlight.Add(-1)
+		s.begun.Add(1)
+		defer s.ended.Add(1)
 		if s.Phase() <= PhaseServing && s.crowd.Load() == 0 {
 			next.ServeHTTP(w, r)
 			return

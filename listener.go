@@ -41,9 +41,10 @@ type ListenerOptions struct {
 	// MaxConns is the most connections that are open at a time, hijacked ones
 	// included. One more is accepted and waits for a place; others stay in the
 	// kernel's accept queue. While one waits, each HTTP response is its
-	// connection's last, and a connection that has been idle for 100 ms is
-	// closed, the one that has been so longest first: a newcomer does not wait
-	// for an idle timeout. A connection in a request is never closed.
+	// connection's last, and a connection that has been idle for a second, or
+	// open for five without a byte, is closed, the one that has been so longest
+	// first: a newcomer does not wait for an idle timeout. A connection in a
+	// request is never closed.
 	//
 	// What a connection does is known from a [Server]. A Listener on its own
 	// only counts.
@@ -103,6 +104,7 @@ type Listener struct {
 	socket     net.Listener // inner, or its heir after a unix socket's name was removed
 	accepting  int          // calls of socket.Accept under way, until the connection is counted
 	emptying   bool         // close the socket when its queue is empty
+	finishing  bool         // inner closes its sockets when their queues are empty
 	socketGone bool         // the socket has been closed
 	isClosed   bool         // Close has been called
 	isDrained  bool         // drained has been closed
@@ -242,6 +244,9 @@ func (l *Listener) acceptOne() (net.Conn, *Conn, error) {
 			err = errSocketGone
 		case l.socket != socket:
 			err = errSocketSwapped
+		case l.finishing && errors.Is(err, net.ErrClosed):
+			l.closeSocket()
+			err = errSocketGone
 		}
 		return nil, nil, err
 	}

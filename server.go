@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/supervised"
 )
 
 // Options are the options of a [Server]. The zero value is the default for
@@ -46,7 +48,8 @@ type Server struct {
 
 	install  sync.Once
 	phase    atomic.Int32
-	inFlight atomic.Int64
+	begun    atomic.Uint64 // requests
+	ended    atomic.Uint64 // of those
 	crowd    atomic.Int32  // newcomers that wait for MaxConns
 	draining chan struct{} // closed when the drain begins
 	nudge    chan struct{} // has an element when the stop should look again
@@ -65,7 +68,7 @@ type Server struct {
 	phaseSince time.Time
 	stopping   bool
 	hurried    bool // hurry has been closed
-	ended      bool // now has been closed
+	cutting    bool // now has been closed
 	endCause   error
 	report     *Report
 	result     error // of Serve, after done
@@ -187,7 +190,8 @@ func (s *Server) listen(addr string) (net.Listener, error) {
 //
 // SIGINT, which mostly comes from a person at a terminal, skips Delay and
 // IdleGrace. A second signal cuts the lame duck short; a third ends
-// everything at once. Signals are caught only while Run runs.
+// everything at once. Signals are caught only while Run runs, and not at all on
+// the listeners of package prefork, which says itself when to stop.
 func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	s.mu.Lock()
 	err := s.err
@@ -199,8 +203,10 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		return err
 	}
 	signals := make(chan os.Signal, 3)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
+	if !slices.ContainsFunc(listeners, isSupervised) {
+		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+		defer signal.Stop(signals)
+	}
 
 	if len(listeners) == 0 {
 		addr := ":http"
@@ -285,6 +291,9 @@ func (s *Server) serve(l net.Listener, run func(net.Listener) error) error {
 		return err
 	}
 	s.install.Do(s.chain)
+	if sv, ok := ours.inner.(supervised.Listener); ok {
+		sv.Served(control{s})
+	}
 
 	served := make(chan error, 1)
 	go func() { served <- run(ours) }()

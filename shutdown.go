@@ -113,10 +113,10 @@ func (s *Server) endNow(why string) {
 
 // end closes s.now. Its caller holds s.mu.
 func (s *Server) end(cause error) {
-	if s.ended {
+	if s.cutting {
 		return
 	}
-	s.ended = true
+	s.cutting = true
 	s.endCause = cause
 	close(s.now)
 }
@@ -445,7 +445,7 @@ func (s *Server) finish(ctx context.Context, cause stopCause) {
 func (s *Server) cutAll(parent context.Context, grace time.Duration, cause stopCause) {
 	s.mu.Lock()
 	cancels := s.cancels
-	cutNow := s.ended
+	cutNow := s.cutting
 	listeners := slices.Clone(s.listeners)
 	s.mu.Unlock()
 	for _, cancel := range cancels {

@@ -12,10 +12,11 @@ type Stats struct {
 	PhaseFor time.Duration `json:"phase_for_ns"` // time in this phase
 
 	Connections ConnStats `json:"connections"`
-	InFlight    int64     `json:"in_flight"`    // handlers running
+	InFlight    int64     `json:"in_flight"`    // handlers running, or waiting for a slot
 	AcceptQueue int       `json:"accept_queue"` // connections that wait in the kernel; see Listener.Queued
 
 	// Counts since the server was made.
+	Requests uint64 `json:"requests"` // whose handlers have begun, or wait for a slot
 	Accepted uint64 `json:"accepted"` // connections
 	Queued   uint64 `json:"queued"`   // of those, accepted after the stop began
 	Culled   uint64 `json:"culled"`   // closed for MaxConns, or for want of descriptors
@@ -160,6 +161,13 @@ func (s *Server) countFates() Report {
 	return r
 }
 
+// requests returns how many have begun, and how many of those have not ended.
+func (s *Server) requests() (begun uint64, inFlight int64) {
+	ended := s.ended.Load() // first, so that the difference is not negative
+	begun = s.begun.Load()
+	return begun, int64(begun - ended)
+}
+
 // Stats returns a snapshot.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
@@ -167,8 +175,8 @@ func (s *Server) Stats() Stats {
 	st := Stats{
 		Phase:    s.Phase(),
 		PhaseFor: time.Since(s.phaseSince),
-		InFlight: s.inFlight.Load(),
 	}
+	st.Requests, st.InFlight = s.requests()
 	if s.limiter != nil {
 		f := s.limiter.Stats()
 		st.Fairness = &f

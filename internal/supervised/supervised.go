@@ -1,0 +1,59 @@
+// Package supervised is what a server and the supervisor of its process have to
+// say to each other. The supervisor's listeners implement [Listener]; a server
+// that finds one asks it, and not the socket, how to leave, since other
+// processes may have the same socket.
+package supervised
+
+import (
+	"errors"
+	"net"
+)
+
+// ErrShared is returned by [Listener.Shut] when other processes go on accepting
+// from the sockets: what this one leaves in the accept queue is safe with them.
+var ErrShared = errors.New("supervised: the socket goes on in another process")
+
+// A Listener is a listener whose sockets are not this process's alone.
+type Listener interface {
+	net.Listener
+
+	// Served says that s serves what Accept returns from now on. It may call
+	// the methods of s before it returns.
+	Served(s Server)
+
+	// Shut stops new handshakes, before Finish. It returns [ErrShared] when
+	// that must not be, and another error when it cannot be.
+	Shut() error
+
+	// Finish has Accept return what the kernel has queued, then close the
+	// sockets, and return errors that wrap [net.ErrClosed] from then on. It does
+	// not block.
+	Finish()
+
+	// Queued returns the number of connections in the accept queues.
+	Queued() (int, error)
+}
+
+// A Server is what a supervisor needs of a server.
+type Server interface {
+	// Stop begins the graceful stop; a quick one waits for nobody who is
+	// silent.
+	Stop(reason string, quick bool)
+	// Hurry ends a delay before the stop.
+	Hurry(why string)
+	// EndNow cuts what is left.
+	EndNow(why string)
+	// Done is closed when the stop has ended.
+	Done() <-chan struct{}
+	// Counters returns what a supervisor wants to know each second.
+	Counters() Counters
+}
+
+// Counters tell how a server is doing.
+type Counters struct {
+	Requests    uint64 // begun since the start
+	Accepted    uint64 // connections since the start
+	InFlight    int    // handlers running
+	Connections int    // open
+	Newcomers   int    // accepted connections that wait for a place
+}
