@@ -5,15 +5,12 @@
 package traffic
 
 import (
-	"bufio"
 	"context"
-	"crypto/tls"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -60,138 +57,158 @@ const (
 type Config struct {
 	Network string // "tcp" or "unix"
 	Addr    string
-	TLS     bool // without verification
+	Path    string // "/" if empty
+	TLS     bool   // without verification
 	Clients int
 	Mode    Mode
+
+	Timeout  time.Duration   // of a request with its dial; a minute if zero
+	Requests int             // of all clients together; 0 for no bound
+	GoOn     bool            // past a request that was lost, or refused
+	Each     func(*Exchange) // called after each request, from many goroutines
 }
 
 // A Result counts outcomes.
 type Result struct {
-	Answered int      // requests with a whole response
+	Answered int      // requests with a whole response, of status 200
 	Lost     int      // requests on an established connection without one
 	Refused  int      // connects that failed
 	Errors   []string // of the first few that were lost
 }
 
+// Check reports an error if the server is not on this machine.
+func (cfg Config) Check() error {
+	if cfg.Network == "unix" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(cfg.Addr)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		return fmt.Errorf("traffic: %q is not a loopback address", cfg.Addr)
+	}
+	return nil
+}
+
 // Run starts the clients and waits until each has been refused, as all are
-// once the server is gone, or ctx has ended. A client finishes the request it
-// is in. onAnswer, if not nil, is called after each answer, from many
-// goroutines.
+// once the server is gone, or has lost a request, or ctx has ended. A client
+// finishes the request it is in. onAnswer, if not nil, is called after each
+// answer, from many goroutines.
 func Run(ctx context.Context, cfg Config, onAnswer func()) (Result, error) {
-	if cfg.Network != "unix" {
-		host, _, err := net.SplitHostPort(cfg.Addr)
-		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
-			return Result{}, fmt.Errorf("traffic: %q is not a loopback address", cfg.Addr)
-		}
+	if err := cfg.Check(); err != nil {
+		return Result{}, err
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = patience
 	}
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex
 		total Result
+		asked atomic.Int64
 	)
 	for range cfg.Clients {
 		wg.Go(func() {
-			c := client{cfg: cfg, onAnswer: onAnswer}
+			c := client{cfg: cfg, asked: &asked, onAnswer: onAnswer}
 			c.run(ctx)
 			mu.Lock()
 			defer mu.Unlock()
-			total.Answered += c.answered
-			total.Refused += c.refused
-			if c.lost != nil {
-				total.Lost++
-				if len(total.Errors) < 5 {
-					total.Errors = append(total.Errors, c.lost.Error())
-				}
-			}
+			total.Answered += c.Answered
+			total.Lost += c.Lost
+			total.Refused += c.Refused
+			total.Errors = append(total.Errors, c.Errors[:min(len(c.Errors), maxErrors-len(total.Errors))]...)
 		})
 	}
 	wg.Wait()
 	return total, nil
 }
 
-// client is one client. It stops at the first request that it loses.
+const (
+	maxErrors = 5
+	// retryPause keeps a client that goes on from asking a server that is not
+	// there without a pause.
+	retryPause = 5 * time.Millisecond
+)
+
+// client is one client.
 type client struct {
 	cfg      Config
+	asked    *atomic.Int64
 	onAnswer func()
-	answered int
-	refused  int
-	lost     error
+	Result
+}
+
+// next reports whether there is another request to make.
+func (c *client) next(ctx context.Context) bool {
+	return ctx.Err() == nil && (c.cfg.Requests == 0 || c.asked.Add(1) <= int64(c.cfg.Requests))
 }
 
 func (c *client) run(ctx context.Context) {
-	for ctx.Err() == nil && c.lost == nil {
-		conn, err := net.DialTimeout(c.cfg.Network, c.cfg.Addr, patience)
+	for c.next(ctx) {
+		before := c.Lost + c.Refused
+		x := &Exchange{Began: time.Now()}
+		conn, err := Dial(c.cfg, x.Began.Add(c.cfg.Timeout))
 		if err != nil {
-			c.refused++
+			x.Ended, x.Err = time.Now(), err
+			c.Refused++
+			c.report(x)
+		} else {
+			c.use(ctx, conn, x)
+			conn.Close()
+		}
+		if c.Lost+c.Refused == before {
+			continue
+		}
+		if !c.cfg.GoOn {
 			return
 		}
-		c.lost = c.use(ctx, conn)
-		conn.Close()
+		time.Sleep(retryPause)
 	}
 }
 
-// use sends requests on a connection until it is to be closed. An error means
-// that a request was lost.
-func (c *client) use(ctx context.Context, conn net.Conn) error {
-	conn.SetDeadline(time.Now().Add(patience))
-	if c.cfg.TLS {
-		conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+// use sends requests on a connection until it is to be closed. The first is x.
+func (c *client) use(ctx context.Context, conn *Conn, x *Exchange) {
+	for {
+		again := c.do(conn, x)
+		if !again || c.cfg.Mode != KeepAlive && c.cfg.Mode != Think {
+			return
+		}
+		if c.cfg.Mode == Think && !conn.Await(time.Now().Add(thinkTime)) {
+			return // the server has closed, and nothing was under way
+		}
+		if !c.next(ctx) {
+			return
+		}
+		x = new(Exchange)
 	}
-	if c.cfg.Mode == SlowStart {
-		time.Sleep(slowStart)
+}
+
+// do makes one request and counts it.
+func (c *client) do(conn *Conn, x *Exchange) (again bool) {
+	if x.Began.IsZero() {
+		x.Began = time.Now()
 	}
-	r := bufio.NewReader(conn)
-	for n := 1; ; n++ {
-		if err := c.send(conn); err != nil {
-			return fmt.Errorf("request %d of a connection, while sending: %w", n, err)
-		}
-		resp, err := http.ReadResponse(r, nil)
-		if err != nil {
-			return fmt.Errorf("request %d of a connection, before its response: %w", n, err)
-		}
-		_, err = io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
-		if err != nil {
-			return fmt.Errorf("request %d of a connection, in its response: %w", n, err)
-		}
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("request %d of a connection: %s", n, resp.Status)
-		}
-		c.answered++
+	again = conn.Do(x, x.Began.Add(c.cfg.Timeout))
+	err := x.Err
+	if err == nil && x.Status != http.StatusOK {
+		err = fmt.Errorf("request %d of a connection: status %d", x.Nth, x.Status)
+	}
+	if err == nil {
+		c.Answered++
 		if c.onAnswer != nil {
 			c.onAnswer()
 		}
-		if resp.Close || ctx.Err() != nil || c.cfg.Mode != KeepAlive && c.cfg.Mode != Think {
-			return nil
+	} else {
+		c.Lost++
+		if len(c.Errors) < maxErrors {
+			c.Errors = append(c.Errors, err.Error())
 		}
-		if c.cfg.Mode == Think {
-			conn.SetReadDeadline(time.Now().Add(thinkTime))
-			_, err := r.Peek(1)
-			if ne, ok := err.(net.Error); !ok || !ne.Timeout() {
-				return nil // the server has closed, and nothing was under way
-			}
-			// A deadline leaves a TLS connection unusable only for writes.
-			conn.SetReadDeadline(time.Now().Add(patience))
-		}
+		again = again && c.cfg.GoOn
 	}
+	c.report(x)
+	return again
 }
 
-var upload = strings.Repeat("usher 8\n", uploadSize/parts/8)
-
-// send sends one request.
-func (c *client) send(w io.Writer) error {
-	if c.cfg.Mode != Upload {
-		_, err := io.WriteString(w, "GET / HTTP/1.1\r\nHost: usher.test\r\n\r\n")
-		return err
+func (c *client) report(x *Exchange) {
+	if c.cfg.Each != nil {
+		c.cfg.Each(x)
 	}
-	if _, err := fmt.Fprintf(w, "POST / HTTP/1.1\r\nHost: usher.test\r\nContent-Length: %d\r\n\r\n", uploadSize); err != nil {
-		return err
-	}
-	for range parts {
-		if _, err := io.WriteString(w, upload); err != nil {
-			return err
-		}
-		time.Sleep(partPause)
-	}
-	return nil
 }
