@@ -1,0 +1,6 @@
+package reuseport
+
+import "golang.org/x/sys/unix"
+
+// reuseOption is not SO_REUSEPORT, with which FreeBSD does not balance.
+const reuseOption = unix.SO_REUSEPORT_LB
