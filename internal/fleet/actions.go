@@ -50,8 +50,9 @@ type Live struct {
 	To      []ID  // all that serve
 }
 
-// OpenSeat opens the socket of a seat, which is the next one. It comes before
-// the first Spawn for it, and after [Fleet.Start] there is one for each seat.
+// OpenSeat opens the socket of a seat that [Fleet.Scale] adds, which is the next
+// one. It comes before the first Spawn for it. There is none for the seats that
+// a fleet starts with, or adopts: their sockets must be open before.
 type OpenSeat struct{ Seat int }
 
 // ShutSeat stops new handshakes on a seat that will be closed.
