@@ -61,8 +61,9 @@ type Bars struct {
 
 // A Group has a bar for each label.
 type Group struct {
-	Name string
-	Bars []Bar
+	Name  string
+	Bars  []Bar
+	Focus bool // what the plot is about
 }
 
 // A Bar is one value. NaN stands for none.
@@ -92,6 +93,7 @@ type Axis struct {
 type Series struct {
 	Name   string
 	Points []Point
+	Focus  bool // what the plot is about
 }
 
 // A Point of a [Series].
