@@ -12,7 +12,7 @@ import (
 
 const (
 	firstFD    = 3     // SD_LISTEN_FDS_START
-	maxSockets = 10000 // more than a unit has, and few enough to allocate for
+	maxSockets = 10000 // more than any unit has, and few enough to allocate for
 )
 
 // A Socket is a descriptor that the service manager has opened.
@@ -22,36 +22,34 @@ type Socket struct {
 }
 
 // Sockets returns the sockets that the service manager has handed to the
-// process pid, in its order. There are none unless LISTEN_PID is pid: the
-// variables may be an ancestor's, and its descriptors something else here.
-// Where LISTEN_FDNAMES gives no name, it is "unknown".
+// process pid, in its order; none unless LISTEN_PID is pid, as the variables
+// may be an ancestor's. Where LISTEN_FDNAMES gives no name, it is "unknown".
 //
-// Sockets reads variables only. The descriptors may be of any kind, and they
-// are open in every program that this process starts until the caller closes
-// them or sets close-on-exec.
+// Only variables are read. The descriptors may be of any kind, and every
+// program that this process starts inherits them until the caller closes them
+// or sets close-on-exec.
 func Sockets(getenv func(string) string, pid int) ([]Socket, error) {
-	owner, set, err := number(getenv, "LISTEN_PID", math.MaxInt32)
-	if err != nil || !set || owner != int64(pid) {
+	owner, err := number(getenv, "LISTEN_PID", math.MaxInt32)
+	if err != nil || owner == unset || owner != int64(pid) {
 		return nil, err
 	}
-	count, _, err := number(getenv, "LISTEN_FDS", maxSockets)
-	if err != nil || count == 0 {
+	count, err := number(getenv, "LISTEN_FDS", maxSockets)
+	if err != nil || count <= 0 {
 		return nil, err
 	}
-	var names []string
+	names := make([]string, count)
 	if v := getenv("LISTEN_FDNAMES"); v != "" {
-		// Count before the split allocates.
-		if n := strings.Count(v, ":") + 1; int64(n) != count {
-			return nil, fmt.Errorf("LISTEN_FDNAMES=%q: %d names, LISTEN_FDS=%d", v, n, count)
-		}
 		names = strings.Split(v, ":")
+		if len(names) != int(count) {
+			return nil, fmt.Errorf("LISTEN_FDNAMES=%q: %d names for LISTEN_FDS=%d", v, len(names), count)
+		}
 	}
 	sockets := make([]Socket, count)
-	for i := range sockets {
-		sockets[i] = Socket{FD: firstFD + i, Name: "unknown"}
-		if names != nil && names[i] != "" {
-			sockets[i].Name = names[i]
+	for i, name := range names {
+		if name == "" {
+			name = "unknown"
 		}
+		sockets[i] = Socket{FD: firstFD + i, Name: name}
 	}
 	return sockets, nil
 }
@@ -61,58 +59,53 @@ func Sockets(getenv func(string) string, pid int) ([]Socket, error) {
 // a good period. It is 0 if there is no watchdog: WATCHDOG_USEC is unset or 0,
 // or WATCHDOG_PID is set and not pid.
 func WatchdogInterval(getenv func(string) string, pid int) (time.Duration, error) {
-	usec, _, err := number(getenv, "WATCHDOG_USEC", math.MaxInt64/int64(time.Microsecond))
-	if err != nil || usec == 0 {
+	usec, err := number(getenv, "WATCHDOG_USEC", math.MaxInt64/int64(time.Microsecond))
+	if err != nil || usec <= 0 {
 		return 0, err
 	}
-	owner, set, err := number(getenv, "WATCHDOG_PID", math.MaxInt32)
-	if err != nil || set && owner != int64(pid) {
+	owner, err := number(getenv, "WATCHDOG_PID", math.MaxInt32)
+	if err != nil || owner != unset && owner != int64(pid) {
 		return 0, err
 	}
 	return time.Duration(usec) * time.Microsecond, nil
 }
 
-// number returns the value of a variable, which must be in 0..limit, and
-// whether it is set; an empty one is not.
-func number(getenv func(string) string, name string, limit int64) (n int64, set bool, err error) {
+const unset = -1
+
+// number returns the value of a variable, which must be in 0..limit, or unset
+// if it is empty.
+func number(getenv func(string) string, name string, limit int64) (int64, error) {
 	v := getenv(name)
 	if v == "" {
-		return 0, false, nil
+		return unset, nil
 	}
-	u, err := strconv.ParseUint(v, 10, 63)
-	if err == nil && int64(u) > limit {
+	n, err := strconv.ParseUint(v, 10, 64)
+	if ne, ok := errors.AsType[*strconv.NumError](err); ok {
+		err = ne.Err // without the value, which follows
+	} else if n > uint64(limit) {
 		err = strconv.ErrRange
 	}
 	if err != nil {
-		if ne, ok := errors.AsType[*strconv.NumError](err); ok {
-			err = ne.Err // the value is in the message already
-		}
-		return 0, true, fmt.Errorf("%s=%q: %w", name, v, err)
+		return unset, fmt.Errorf("%s=%q: %w", name, v, err)
 	}
-	return int64(u), true, nil
+	return int64(n), nil
 }
 
 // Scrub returns env, a list of "key=value", without the variables of these
-// protocols, for the environment of a child: it must not speak for this
-// process, nor take what was handed to it. env stays as it is.
-//
-// The names are listed because LISTEN_ADDR and the like are the application's.
+// protocols, for a child: it must neither speak for this process nor take the
+// sockets for its own. env stays as it is.
 func Scrub(env []string) []string {
+	// By name, not by prefix: LISTEN_ADDR and the like are the application's.
+	ours := []string{
+		"LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "LISTEN_PIDFDID",
+		"NOTIFY_SOCKET",
+		"WATCHDOG_PID", "WATCHDOG_USEC",
+	}
 	scrubbed := make([]string, 0, len(env))
 	for _, kv := range env {
-		if name, _, _ := strings.Cut(kv, "="); !slices.Contains(variables, name) {
+		if name, _, _ := strings.Cut(kv, "="); !slices.Contains(ours, name) {
 			scrubbed = append(scrubbed, kv)
 		}
 	}
 	return scrubbed
-}
-
-var variables = []string{
-	"LISTEN_FDNAMES",
-	"LISTEN_FDS",
-	"LISTEN_PID",
-	"LISTEN_PIDFDID",
-	"NOTIFY_SOCKET",
-	"WATCHDOG_PID",
-	"WATCHDOG_USEC",
 }
