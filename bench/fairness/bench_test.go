@@ -34,6 +34,9 @@ var limiters = []limiter{
 	{"chi", func(slots int) func(http.Handler) http.Handler {
 		return ThrottleHandler(Limits{Slots: slots, MaxQueue: 10_000, MaxWait: time.Minute})
 	}},
+	{"failsafe", func(slots int) func(http.Handler) http.Handler {
+		return BulkheadHandler(Limits{Slots: slots, MaxWait: time.Minute})
+	}},
 }
 
 // channelHandler is the least that limits: no bound on the queue, and no

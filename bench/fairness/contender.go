@@ -13,6 +13,8 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/failsafe-go/failsafe-go/bulkhead"
+	"github.com/failsafe-go/failsafe-go/failsafehttp"
 	"github.com/go-chi/chi/v5/middleware"
 	"github.com/seed-235859eb/usher"
 	"golang.org/x/net/netutil"
@@ -54,7 +56,7 @@ type Contender struct {
 }
 
 // Contenders are all of them, plain net/http first and usher last.
-var Contenders = []Contender{Bare, Semaphore, LimitListener, Throttle, Usher}
+var Contenders = []Contender{Bare, Semaphore, LimitListener, Throttle, Bulkhead, Usher}
 
 // Bare is net/http by itself.
 var Bare = Contender{
@@ -124,6 +126,25 @@ func ThrottleHandler(limits Limits) func(http.Handler) http.Handler {
 		// It sends none unless it is told what.
 		RetryAfterFn: func(bool) time.Duration { return time.Second },
 	})
+}
+
+// Bulkhead is failsafe-go's, which bounds the wait of requests, but not their
+// number.
+var Bulkhead = Contender{
+	Name:   "failsafe-go Bulkhead",
+	Module: "github.com/failsafe-go/failsafe-go",
+	Limits: true,
+	New: func(srv *http.Server, limits Limits) Server {
+		return withMiddleware(srv, limits, BulkheadHandler(limits))
+	},
+}
+
+// BulkheadHandler is the middleware of [Bulkhead].
+func BulkheadHandler(limits Limits) func(http.Handler) http.Handler {
+	b := bulkhead.NewBuilder[*http.Response](uint(limits.Slots)).WithMaxWaitTime(limits.MaxWait).Build()
+	return func(next http.Handler) http.Handler {
+		return failsafehttp.NewHandler(next, b)
+	}
 }
 
 // withMiddleware has srv use m for requests that are not exempt.

@@ -21,9 +21,15 @@ const childEnv = "USHER_FAIRNESS_CHILD"
 // A Spec describes a server that runs as a process of its own.
 type Spec struct {
 	Contender string
-	Limits    Limits // without Exempt
-	Work      int    // rounds of [Work] for each request
+	Limits    Limits        // without Exempt
+	Work      int           // rounds of [Work] for each request
+	Sleep     time.Duration // for each request
+	HTTP2     bool          // without TLS, besides HTTP/1
+	Timed     bool          // answers have a ServiceHeader
 }
+
+// ServiceHeader tells the client how long its request was in the handler.
+const ServiceHeader = "X-Service-Time"
 
 // ServeIfChild does nothing in a program that was started by somebody else. In
 // one that [Start] has started it serves until that one ends, and then exits.
@@ -53,9 +59,22 @@ func serveChild(text string) error {
 		return err
 	}
 	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var began time.Time
+		if spec.Timed {
+			began = time.Now()
+		}
 		Work(spec.Work)
+		time.Sleep(spec.Sleep)
+		if spec.Timed {
+			w.Header().Set(ServiceHeader, time.Since(began).String())
+		}
 		io.WriteString(w, "ok")
 	})}
+	if spec.HTTP2 {
+		srv.Protocols = new(http.Protocols)
+		srv.Protocols.SetHTTP1(true)
+		srv.Protocols.SetUnencryptedHTTP2(true)
+	}
 	failed := make(chan error, 1)
 	go func() { failed <- c.New(srv, spec.Limits).Serve(l) }()
 	fmt.Println(l.Addr())
