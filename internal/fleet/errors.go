@@ -68,7 +68,7 @@ func (e WorkerExit) Error() string { return e.String() }
 
 // String returns one line, with the last line of the worker's output.
 func (e WorkerExit) String() string {
-	if e.PID == 0 {
+	if e.PID == 0 && e.Exit.Unknown {
 		return fmt.Sprintf("worker of generation %d could not be started: %s", e.Generation, e.Exit.lastLine())
 	}
 	how := map[Class]string{
@@ -104,6 +104,10 @@ type RestartError struct {
 func (e *RestartError) Error() string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "restart to generation %d aborted", e.Generation)
+	if e.Generation == 0 { // has not begun
+		s.Reset()
+		s.WriteString("no restart")
+	}
 	if e.Seat >= 0 {
 		fmt.Fprintf(&s, ": seat %d", e.Seat)
 	}

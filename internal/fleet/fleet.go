@@ -5,7 +5,10 @@
 // that can go wrong with processes can be tested without any.
 package fleet
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // An ID names a worker process. It is never used again.
 type ID uint64
@@ -44,12 +47,13 @@ type Config struct {
 	// A seat's next worker is started at once after the first failure, then
 	// BackoffBase later, twice that, and so on up to BackoffMax, each with 20 %
 	// of jitter. It begins again once a worker has served for HealthyAfter, or
-	// with another generation.
+	// with another generation. Zero means at once, except for BackoffMax.
 	BackoffBase, BackoffMax, HealthyAfter time.Duration
 
 	// More than CrashLimit failures of the fleet within CrashWindow end it. The
-	// ones that RestartTries counts are not among them. A CrashWindow of zero
-	// means no such limit.
+	// ones that RestartTries counts are not among them, nor those of workers
+	// that were to take the place of one that still serves. A CrashWindow of
+	// zero means no such limit.
 	CrashLimit  int
 	CrashWindow time.Duration
 
@@ -106,66 +110,265 @@ type Beat struct {
 // ignored. The time must not go back; if it does it is taken to stand still.
 type Fleet struct {
 	cfg     Config
-	actions []Action
+	started bool
+	over    bool
+	now     time.Time
+
+	// What an event leads to, see reconcile.
+	changed bool
+	next    time.Time
+	before  []Action // news, and what must come before Live
+	after   []Action // orders
+	answers []Action // what has come to its end by that
+	actions []Action // for Take
+	live    Live     // the last one emitted
+	isLive  bool     // there was one
+
+	seats   []*seat
+	want    int // seats, by Scale
+	workers map[ID]*worker
+	lastID  ID
+
+	gen       int // the current generation
+	lastGen   int // the last number given
+	roll      *roll
+	pending   []int // tickets for the next restart
+	finishing []*finish
+
+	crashes   []time.Time // within the window
+	nCrashes  uint64
+	everReady bool
+	announce  bool // AllReady is due when all are
+	requests  uint64
+	accepted  uint64 // of those that are gone
+
+	level  Level // of the stop, 0 if there is none
+	told   Level // what all were told of it
+	giveUp *GiveUpError
+	killed []WorkerExit // since the stop
+}
+
+// A seat is a socket and the processes that serve it: one, or more while one
+// takes the place of another.
+type seat struct {
+	index    int
+	target   int       // the generation that it wants
+	workers  []*worker // oldest first
+	closing  bool
+	closedAt time.Time // when it was shut
+
+	failures   int // in a row, for the backoff
+	backoff    time.Time
+	lastFailed ID
+	boots      int // failures to boot, see Config.BootTries
+	backFails  int // failures to return from an aborted restart
+	restarts   uint64
+	lastExit   *WorkerExit
+}
+
+type phase int
+
+const (
+	starting phase = iota
+	serving
+	stopping // was told to stop
+	dumped   // was sent SIGQUIT
+	killed   // was sent SIGKILL
+)
+
+var phaseNames = []string{"starting", "serving", "stopping", "dumped", "killed"}
+
+type worker struct {
+	id      ID
+	seat    *seat
+	gen     int
+	pid     int // 0 until it is known
+	phase   phase
+	phaseAt time.Time
+	born    time.Time
+
+	// The clocks by which it is judged. All of them begin anew in Late.
+	bootAt      time.Time
+	progressAt  time.Time
+	probationAt time.Time
+	ladderAt    time.Time // of the order to stop, or of the dump
+	nowAt       time.Time // of the order to end at once, if there was one
+
+	wasReady bool
+	readyAt  time.Time
+	passed   bool // its probation
+	beat     Beat
+	beatAt   time.Time
+
+	level   Level // of the order to stop, or 0
+	final   bool
+	stopFor int   // the generation of the restart that stopped it, or 0
+	judged  Class // Hung or Boot, when that has been found
+	failed  bool  // has been counted
+	forced  bool  // has been dumped or killed
+	blame   []*WorkerExit
+
+	leaving   bool
+	leftAt    time.Time
+	leaveDue  bool // LeaveGrace is over
+	leaveLost bool // its replacement failed
+
+	recycle     bool // is to be replaced
+	recycling   bool // that has begun
+	maxRequests uint64
+	maxAge      time.Duration
+	maxRSS      uint64
 }
 
 // New returns a fleet that has not started.
 func New(cfg Config) *Fleet {
-	return &Fleet{cfg: cfg}
+	cfg.Seats = max(cfg.Seats, 1)
+	cfg.RestartTries = max(cfg.RestartTries, 1)
+	return &Fleet{cfg: cfg, workers: map[ID]*worker{}}
+}
+
+// event begins an event. It reports whether there is something it can change.
+func (f *Fleet) event(now time.Time) bool {
+	if now.After(f.now) {
+		f.now = now
+	}
+	return f.started && !f.over
 }
 
 // Start begins with generation 1 and a worker for each seat.
-func (f *Fleet) Start(now time.Time) {}
+func (f *Fleet) Start(now time.Time) {
+	if f.event(now); f.started {
+		return
+	}
+	f.started, f.announce = true, true
+	f.gen, f.lastGen = 1, 1
+	f.want = f.cfg.Seats
+	f.before = append(f.before, NewGeneration{f.gen})
+	for range f.want {
+		f.addSeat()
+	}
+	f.reconcile()
+}
 
 // Spawned says that the process of a worker exists.
-func (f *Fleet) Spawned(now time.Time, id ID, pid int) {}
+func (f *Fleet) Spawned(now time.Time, id ID, pid int) {
+	if w := f.workers[id]; f.event(now) && w != nil && w.pid == 0 {
+		w.pid, w.bootAt = pid, f.now
+		f.reconcile()
+	}
+}
 
 // SpawnFailed says that it could not be made.
-func (f *Fleet) SpawnFailed(now time.Time, id ID, err error) {}
+func (f *Fleet) SpawnFailed(now time.Time, id ID, err error) {
+	if w := f.workers[id]; f.event(now) && w != nil && w.pid == 0 {
+		e := Exit{Unknown: true}
+		if err != nil {
+			e.Output = err.Error()
+		}
+		f.gone(w, e)
+	}
+}
 
 // Ready says that a worker serves.
-func (f *Fleet) Ready(now time.Time, id ID) {}
+func (f *Fleet) Ready(now time.Time, id ID) {
+	w := f.workers[id]
+	if !f.event(now) || w == nil || w.wasReady || w.phase > stopping {
+		return
+	}
+	f.everReady, w.wasReady = true, true
+	w.readyAt, w.beatAt, w.progressAt, w.probationAt = f.now, f.now, f.now, f.now
+	w.maxRequests = uint64(math.Ceil(f.jitter(float64(f.cfg.RecycleRequests), 0.1)))
+	w.maxAge = time.Duration(math.Ceil(f.jitter(float64(f.cfg.RecycleAge), 0.1)))
+	w.maxRSS = uint64(math.Ceil(f.jitter(float64(f.cfg.RecycleRSS), 0.1)))
+	if w.phase == starting {
+		w.enter(serving, f.now)
+		f.before = append(f.before, WorkerReady{w.id, w.seat.index, w.gen})
+	}
+	f.reconcile()
+}
 
 // Beat says how a worker does.
-func (f *Fleet) Beat(now time.Time, id ID, b Beat) {}
+func (f *Fleet) Beat(now time.Time, id ID, b Beat) {
+	w := f.workers[id]
+	if !f.event(now) || w == nil {
+		return
+	}
+	w.beatAt = f.now
+	if b.Progress {
+		w.progressAt = f.now
+	}
+	b.Requests = max(b.Requests, w.beat.Requests) // for the totals never fall
+	b.Accepted = max(b.Accepted, w.beat.Accepted)
+	w.beat = b
+	if w.maxRequests > 0 && b.Requests >= w.maxRequests || w.maxRSS > 0 && b.RSS >= w.maxRSS {
+		w.recycle = true
+	}
+	f.reconcile()
+}
 
 // Leaving says that a worker wants to leave, since somebody other than the
 // master told it to. It goes on serving. If the fleet stops, or begins to within
 // LeaveGrace, it is told so. Otherwise it is replaced, and told to stop when the
 // replacement serves or has failed, or after LeaveTimeout.
-func (f *Fleet) Leaving(now time.Time, id ID) {}
+func (f *Fleet) Leaving(now time.Time, id ID) {
+	if w := f.workers[id]; f.event(now) && w != nil && !w.leaving {
+		w.leaving, w.leftAt = true, f.now
+		f.reconcile()
+	}
+}
 
 // Exited says that the process of a worker is gone.
-func (f *Fleet) Exited(now time.Time, id ID, e Exit) {}
+func (f *Fleet) Exited(now time.Time, id ID, e Exit) {
+	if w := f.workers[id]; f.event(now) && w != nil {
+		f.gone(w, e)
+	}
+}
 
 // Tick says that time has passed. It is due at [Fleet.Next].
-func (f *Fleet) Tick(now time.Time) {}
+func (f *Fleet) Tick(now time.Time) {
+	if f.event(now) {
+		f.reconcile()
+	}
+}
 
 // Late says that the caller was not there for a while, as the process or the
-// machine was stopped. Nobody is judged for that time.
-func (f *Fleet) Late(now time.Time) {}
-
-// Restart replaces all workers by ones of a new generation. RestartDone with the
-// ticket answers.
-func (f *Fleet) Restart(now time.Time, ticket int) {}
-
-// Verdict answers CanaryCheck.
-func (f *Fleet) Verdict(now time.Time, generation int, err error) {}
-
-// Scale sets the number of seats.
-func (f *Fleet) Scale(now time.Time, n int) error { return nil }
-
-// Recycle replaces the worker of a seat.
-func (f *Fleet) Recycle(now time.Time, seat int) error { return nil }
+// machine was stopped. Nobody is judged for that time: what workers said
+// meanwhile has not been heard, and they may have been stopped themselves.
+func (f *Fleet) Late(now time.Time) {
+	if !f.event(now) {
+		return
+	}
+	for _, w := range f.workers {
+		w.bootAt, w.progressAt, w.probationAt, w.ladderAt = f.now, f.now, f.now, f.now
+		if !w.nowAt.IsZero() {
+			w.nowAt = f.now
+		}
+	}
+	f.reconcile()
+}
 
 // Stop stops the whole fleet. A higher level later escalates.
-func (f *Fleet) Stop(now time.Time, level Level) {}
+func (f *Fleet) Stop(now time.Time, level Level) {
+	f.event(now)
+	if f.over {
+		return
+	}
+	f.started = true // if it was not it is over at once
+	f.level = min(max(f.level, level, LevelStop), LevelNow)
+	f.reconcile()
+}
 
 // Next returns when Tick is due, or the zero time if no time matters.
-func (f *Fleet) Next() time.Time { return time.Time{} }
+func (f *Fleet) Next() time.Time { return f.next }
 
 // Take returns what to do now, in this order.
-func (f *Fleet) Take() []Action { return nil }
+func (f *Fleet) Take() []Action {
+	a := f.actions
+	f.actions = nil
+	return a
+}
 
 // Busy reports whether a restart rolls, the scale changes or the fleet stops.
-func (f *Fleet) Busy() bool { return false }
+func (f *Fleet) Busy() bool {
+	return f.roll != nil || len(f.pending) > 0 || f.scaling() || f.ending() || f.over
+}

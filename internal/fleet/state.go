@@ -1,6 +1,9 @@
 package fleet
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // A Snapshot is what is to be seen of a fleet at one moment.
 type Snapshot struct {
@@ -40,21 +43,257 @@ type WorkerSnapshot struct {
 	Beat       Beat          `json:"beat"`
 }
 
+// Snapshot returns what is to be seen of f.
+func (f *Fleet) Snapshot(now time.Time) Snapshot {
+	f.event(now)
+	s := Snapshot{
+		Generation: f.gen,
+		Restarting: f.roll != nil,
+		Stopping:   f.ending(),
+		Want:       f.want,
+		Requests:   f.requests,
+		Accepted:   f.accepted,
+		Crashes:    f.nCrashes,
+		Seats:      []SeatSnapshot{},
+	}
+	if f.roll != nil && !f.roll.back {
+		s.Next = f.roll.gen
+	}
+	for _, o := range f.seats {
+		seat := SeatSnapshot{
+			Seat:       o.index,
+			Target:     o.target,
+			Closing:    o.closing,
+			Restarts:   o.restarts,
+			BackoffFor: max(0, o.backoff.Sub(f.now)),
+			Workers:    []WorkerSnapshot{},
+		}
+		if o.lastExit != nil {
+			x := *o.lastExit
+			seat.LastExit = &x
+		}
+		for _, w := range o.workers {
+			s.Requests += w.beat.Requests
+			s.Accepted += w.beat.Accepted
+			state := phaseNames[w.phase]
+			if w.phase == serving {
+				s.Serving++
+				if w.leaving {
+					state = "leaving"
+				}
+			}
+			seat.Workers = append(seat.Workers, WorkerSnapshot{
+				ID:         w.id,
+				Seat:       o.index,
+				Generation: w.gen,
+				PID:        w.pid,
+				State:      state,
+				StateFor:   f.now.Sub(w.phaseAt),
+				Age:        f.now.Sub(w.born),
+				BeatAge:    f.now.Sub(w.beatAt),
+				Beat:       w.beat,
+			})
+		}
+		s.Seats = append(s.Seats, seat)
+	}
+	return s
+}
+
 // A State is all that a master hands to the one that takes its place. Times are
 // in it as durations, as the clock of one process means nothing to another.
 type State struct {
-	Generation     int `json:"generation"`
-	LastGeneration int `json:"last_generation"`
-	LastID         ID  `json:"last_id"`
+	Generation     int             `json:"generation"`
+	LastGeneration int             `json:"last_generation"`
+	LastID         ID              `json:"last_id"`
+	EverReady      bool            `json:"ever_ready"`
+	Requests       uint64          `json:"requests"` // of workers that are gone
+	Accepted       uint64          `json:"accepted"`
+	Crashes        uint64          `json:"crashes"`
+	CrashAges      []time.Duration `json:"crash_ages_ns"`
+	Seats          []SeatState     `json:"seats"`
+
+	// Restarts are not answered yet, as workers still drain. Who adopts but does
+	// not know their tickets leaves them out.
+	Restarts []RestartState `json:"restarts"`
 }
 
-// Snapshot returns what is to be seen of f.
-func (f *Fleet) Snapshot(now time.Time) Snapshot { return Snapshot{} }
+// A SeatState is the part of a [State] for one seat.
+type SeatState struct {
+	Failures   int           `json:"failures"`
+	BackoffFor time.Duration `json:"backoff_ns"`
+	LastFailed ID            `json:"last_failed"`
+	Boots      int           `json:"boots"`
+	Restarts   uint64        `json:"restarts"`
+	LastExit   *WorkerExit   `json:"last_exit"`
+	Workers    []WorkerState `json:"workers"`
+}
+
+// A WorkerState is the part of a [State] for one worker.
+type WorkerState struct {
+	ID          ID            `json:"id"`
+	Generation  int           `json:"generation"`
+	PID         int           `json:"pid"`
+	Phase       string        `json:"phase"`
+	PhaseFor    time.Duration `json:"phase_ns"`
+	Age         time.Duration `json:"age_ns"`
+	WasReady    bool          `json:"was_ready"`
+	ReadyFor    time.Duration `json:"ready_ns"`
+	Passed      bool          `json:"passed"`
+	Beat        Beat          `json:"beat"`
+	Level       Level         `json:"level"`
+	Judged      Class         `json:"judged"`
+	Failed      bool          `json:"failed"`
+	Forced      bool          `json:"forced"`
+	Leaving     bool          `json:"leaving"`
+	LeavingFor  time.Duration `json:"leaving_ns"`
+	LeaveLost   bool          `json:"leave_lost"`
+	Recycle     bool          `json:"recycle"`
+	Recycling   bool          `json:"recycling"`
+	MaxRequests uint64        `json:"max_requests"`
+	MaxAge      time.Duration `json:"max_age_ns"`
+	MaxRSS      uint64        `json:"max_rss"`
+}
+
+// A RestartState is the part of a [State] for a restart.
+type RestartState struct {
+	Generation int           `json:"generation"`
+	Tickets    []int         `json:"tickets"`
+	Aborted    *RestartError `json:"aborted"` // its Err is lost, but for the text
+}
 
 // State returns all that [Fleet.Adopt] needs. It is valid only while f is not
 // [Fleet.Busy].
-func (f *Fleet) State(now time.Time) State { return State{} }
+func (f *Fleet) State(now time.Time) State {
+	f.event(now)
+	s := State{
+		Generation:     f.gen,
+		LastGeneration: f.lastGen,
+		LastID:         f.lastID,
+		EverReady:      f.everReady,
+		Requests:       f.requests,
+		Accepted:       f.accepted,
+		Crashes:        f.nCrashes,
+	}
+	for _, t := range f.crashes {
+		s.CrashAges = append(s.CrashAges, f.now.Sub(t))
+	}
+	for _, o := range f.seats {
+		seat := SeatState{
+			Failures:   o.failures,
+			BackoffFor: max(0, o.backoff.Sub(f.now)),
+			LastFailed: o.lastFailed,
+			Boots:      o.boots,
+			Restarts:   o.restarts,
+			LastExit:   o.lastExit,
+		}
+		for _, w := range o.workers {
+			seat.Workers = append(seat.Workers, f.workerState(w))
+		}
+		s.Seats = append(s.Seats, seat)
+	}
+	for _, e := range f.finishing {
+		r := RestartState{Generation: e.gen, Tickets: e.tickets}
+		if e.err != nil {
+			a := *e.err
+			if a.Err != nil {
+				a.Reason += ": " + a.Err.Error()
+				a.Err = nil
+			}
+			r.Aborted = &a
+		}
+		s.Restarts = append(s.Restarts, r)
+	}
+	return s
+}
+
+func (f *Fleet) workerState(w *worker) WorkerState {
+	s := WorkerState{
+		ID:          w.id,
+		Generation:  w.gen,
+		PID:         w.pid,
+		Phase:       phaseNames[w.phase],
+		PhaseFor:    f.now.Sub(w.phaseAt),
+		Age:         f.now.Sub(w.born),
+		WasReady:    w.wasReady,
+		Passed:      w.passed,
+		Beat:        w.beat,
+		Level:       w.level,
+		Judged:      w.judged,
+		Failed:      w.failed,
+		Forced:      w.forced,
+		Leaving:     w.leaving,
+		LeaveLost:   w.leaveLost,
+		Recycle:     w.recycle,
+		Recycling:   w.recycling,
+		MaxRequests: w.maxRequests,
+		MaxAge:      w.maxAge,
+		MaxRSS:      w.maxRSS,
+	}
+	if w.wasReady {
+		s.ReadyFor = f.now.Sub(w.readyAt)
+	}
+	if w.leaving {
+		s.LeavingFor = f.now.Sub(w.leftAt)
+	}
+	return s
+}
 
 // Adopt begins instead of [Fleet.Start] in a master that has taken the place of
-// another, with what [Fleet.State] returned there.
-func (f *Fleet) Adopt(now time.Time, s State) {}
+// another, with what [Fleet.State] returned there. The clocks by which workers
+// are judged begin anew, as after [Fleet.Late]. The number of seats is that of
+// s, whatever Config says. A worker without a PID is left out.
+func (f *Fleet) Adopt(now time.Time, s State) {
+	if len(s.Seats) == 0 || s.Generation < 1 {
+		f.Start(now)
+		return
+	}
+	if f.event(now); f.started {
+		return
+	}
+	f.started, f.announce = true, true
+	f.gen, f.lastGen = s.Generation, max(s.LastGeneration, s.Generation)
+	f.lastID, f.everReady = s.LastID, s.EverReady
+	f.requests, f.accepted, f.nCrashes = s.Requests, s.Accepted, s.Crashes
+	for _, age := range s.CrashAges {
+		f.crashes = append(f.crashes, f.now.Add(-age))
+	}
+	for _, o := range s.Seats {
+		f.addSeat()
+		seat := f.last()
+		seat.failures, seat.backoff = o.Failures, f.now.Add(o.BackoffFor)
+		seat.lastFailed, seat.boots = o.LastFailed, o.Boots
+		seat.restarts, seat.lastExit = o.Restarts, o.LastExit
+		for _, w := range o.Workers {
+			f.adopt(seat, w)
+		}
+	}
+	f.want = len(f.seats)
+	for _, r := range s.Restarts {
+		f.finishing = append(f.finishing, &finish{r.Generation, r.Tickets, r.Aborted})
+	}
+	f.reconcile()
+}
+
+func (f *Fleet) adopt(o *seat, s WorkerState) {
+	p := phase(slices.Index(phaseNames, s.Phase))
+	if f.workers[s.ID] != nil || s.PID == 0 || p < 0 {
+		return
+	}
+	f.lastID, f.lastGen = max(f.lastID, s.ID), max(f.lastGen, s.Generation)
+	w := &worker{
+		id: s.ID, seat: o, gen: s.Generation, pid: s.PID,
+		phase: p, phaseAt: f.now.Add(-s.PhaseFor), born: f.now.Add(-s.Age),
+		bootAt: f.now, progressAt: f.now, probationAt: f.now, ladderAt: f.now,
+		wasReady: s.WasReady, readyAt: f.now.Add(-s.ReadyFor), passed: s.Passed,
+		beat: s.Beat, beatAt: f.now,
+		level: s.Level, judged: s.Judged, failed: s.Failed, forced: s.Forced,
+		leaving: s.Leaving, leftAt: f.now.Add(-s.LeavingFor), leaveLost: s.LeaveLost,
+		recycle: s.Recycle, recycling: s.Recycling,
+		maxRequests: s.MaxRequests, maxAge: s.MaxAge, maxRSS: s.MaxRSS,
+	}
+	if w.level >= LevelNow {
+		w.nowAt = f.now
+	}
+	o.workers = append(o.workers, w)
+	f.workers[w.id] = w
+}

@@ -1,0 +1,411 @@
+package fleet
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"time"
+)
+
+// reconcile compares what there is with what should be, and orders what is
+// missing. It runs after each event, and nothing else decides anything. So it
+// does not matter which events led to a state, in what order, or whether one of
+// them came at a bad time: what is wrong is seen as long as it is wrong. All
+// that waits for a time asks due for it, each time.
+func (f *Fleet) reconcile() {
+	for {
+		f.changed, f.next = false, time.Time{}
+		f.pass()
+		if !f.changed {
+			break
+		}
+	}
+	if !f.ending() {
+		f.emitLive()
+	}
+	f.actions = slices.Concat(f.actions, f.before, f.after, f.answers)
+	f.before, f.after, f.answers = nil, nil, nil
+}
+
+func (f *Fleet) pass() {
+	if f.over {
+		return
+	}
+	if f.ending() {
+		f.stopAll()
+	}
+	for _, s := range f.seats {
+		for _, w := range s.workers {
+			f.judge(w)
+		}
+		f.forgive(s)
+	}
+	if !f.ending() {
+		f.rescale()
+		f.restart()
+		f.recycle()
+		for _, s := range f.seats {
+			f.fill(s)
+		}
+		f.boundDraining()
+		f.finish()
+		f.allReady()
+	}
+	if f.ending() && len(f.workers) == 0 {
+		f.over, f.next = true, time.Time{}
+		f.answers = append(f.answers, Over{f.verdict()})
+	}
+}
+
+// due reports whether t has come. If it has not, Next is no later than t.
+func (f *Fleet) due(t time.Time) bool {
+	if !t.After(f.now) {
+		return true
+	}
+	if f.next.IsZero() || t.Before(f.next) {
+		f.next = t
+	}
+	return false
+}
+
+// dueAfter is due for something that has a limit of d. Zero means none.
+func (f *Fleet) dueAfter(t time.Time, d time.Duration) bool {
+	return d > 0 && f.due(t.Add(d))
+}
+
+// jitter returns x, more or less by up to part of it.
+func (f *Fleet) jitter(x, part float64) float64 {
+	if f.cfg.Rand == nil {
+		return x
+	}
+	return x * (1 - part + 2*part*f.cfg.Rand())
+}
+
+func (w *worker) enter(p phase, now time.Time) { w.phase, w.phaseAt = p, now }
+
+// good reports whether w is what its seat wants, or may become so.
+func (w *worker) good() bool {
+	return w.phase <= serving && w.gen == w.seat.target && !w.leaveDue && !w.recycling
+}
+
+// best returns the worker that the seat wants if it serves.
+func (s *seat) best() *worker {
+	for _, w := range slices.Backward(s.workers) {
+		if w.phase == serving && w.good() {
+			return w
+		}
+	}
+	return nil
+}
+
+func (s *seat) serves() bool {
+	return slices.ContainsFunc(s.workers, func(w *worker) bool { return w.phase == serving })
+}
+
+// fill sees to it that the seat has one good worker, and no others for longer
+// than needed. One that serves is told to stop only when a good one serves.
+func (f *Fleet) fill(s *seat) {
+	if f.ending() || s.closing {
+		return
+	}
+	for _, w := range s.workers {
+		if w.leaving && !w.leaveDue && w.phase <= serving && f.due(w.leftAt.Add(f.cfg.LeaveGrace)) {
+			w.leaveDue, f.changed = true, true
+		}
+	}
+	best, good := s.best(), false
+	for _, w := range s.workers {
+		switch {
+		case w == best || best == nil && w.good():
+			good = true
+		case w.phase == starting, best != nil && w.phase == serving:
+			f.tell(w, LevelStop, false)
+		case w.phase == serving && w.leaveDue && (w.leaveLost || f.dueAfter(w.leftAt, f.cfg.LeaveTimeout)):
+			f.tell(w, LevelStop, false)
+		}
+	}
+	if !good && f.due(s.backoff) && !f.tooMany(s) {
+		f.spawn(s)
+	}
+}
+
+func (f *Fleet) spawn(s *seat) {
+	f.lastID++
+	w := &worker{id: f.lastID, seat: s, gen: s.target, born: f.now, phaseAt: f.now, bootAt: f.now, beatAt: f.now}
+	s.workers = append(s.workers, w)
+	f.workers[w.id] = w
+	f.after = append(f.after, Spawn{w.id, s.index, w.gen})
+	f.changed = true
+}
+
+// tell gives a worker an order to stop, unless it has got it before.
+func (f *Fleet) tell(w *worker, level Level, final bool) {
+	if level == LevelNow && w.nowAt.IsZero() {
+		w.nowAt, f.changed = f.now, true
+	}
+	if w.phase > stopping || level <= w.level && (w.final || !final) {
+		return
+	}
+	if w.level == 0 {
+		w.enter(stopping, f.now)
+		w.ladderAt = f.now
+		if f.roll != nil && w.gen != w.seat.target {
+			w.stopFor = f.roll.gen
+		}
+	}
+	w.level, w.final = max(w.level, level), w.final || final
+	f.after = append(f.after, StopWorker{w.id, w.level, w.final})
+	f.changed = true
+}
+
+// endsAtOnce is how long a worker may take for LevelNow.
+const endsAtOnce = time.Second
+
+// judge finds what is wrong with a worker, and takes the next step of the ladder
+// against one that does not go: a dump of its goroutines, as the reason is known
+// to nobody else, and SIGKILL.
+func (f *Fleet) judge(w *worker) {
+	if w.phase == serving {
+		if !w.passed && f.due(w.probationAt.Add(f.cfg.Probation)) {
+			w.passed, f.changed = true, true
+		}
+		if !w.recycle && f.dueAfter(w.readyAt, w.maxAge) {
+			w.recycle, f.changed = true, true
+		}
+	}
+	switch {
+	case w.phase == starting:
+		if f.dueAfter(w.bootAt, f.cfg.BootTimeout) {
+			f.dump(w, fmt.Sprintf("not ready within %v", f.cfg.BootTimeout), Boot)
+		}
+	case w.phase == dumped:
+		if f.due(w.ladderAt.Add(f.cfg.DumpGrace)) {
+			f.kill(w, fmt.Sprintf("still there %v after the dump", f.cfg.DumpGrace))
+		}
+	case w.phase == killed: // nothing else helps
+		return
+	case !w.nowAt.IsZero(): // see below
+	case w.wasReady && f.dueAfter(w.progressAt, f.cfg.HeartbeatTimeout):
+		f.dump(w, fmt.Sprintf("no progress for %v", f.cfg.HeartbeatTimeout), Hung)
+	case w.phase == stopping && f.dueAfter(w.ladderAt, f.cfg.StopTimeout):
+		f.dump(w, fmt.Sprintf("still there %v after the order to stop", f.cfg.StopTimeout), "")
+	}
+	if w.phase != killed && !w.nowAt.IsZero() && f.due(w.nowAt.Add(endsAtOnce)) {
+		f.kill(w, "still there after the order to end at once")
+	}
+}
+
+func (f *Fleet) dump(w *worker, why string, judged Class) {
+	w.enter(dumped, f.now)
+	w.ladderAt, w.forced, w.judged = f.now, true, judged
+	f.after = append(f.after, Dump{w.id, why})
+	f.changed = true
+	if w.level == 0 {
+		f.fail(w, w.exit(f.now, Exit{Unknown: true}))
+	}
+}
+
+func (f *Fleet) kill(w *worker, why string) {
+	w.enter(killed, f.now)
+	w.forced = true
+	f.after = append(f.after, Kill{w.id, why})
+	f.changed = true
+}
+
+// forgive forgets a seat's failures when a worker that came after them is well.
+func (f *Fleet) forgive(s *seat) {
+	if w := s.best(); w != nil && w.id > s.lastFailed && s.failures > 0 && f.due(w.readyAt.Add(f.cfg.HealthyAfter)) {
+		s.failures, f.changed = 0, true
+	}
+}
+
+// exit returns what to say of the end of w.
+func (w *worker) exit(now time.Time, e Exit) WorkerExit {
+	x := WorkerExit{w.id, w.seat.index, w.gen, w.pid, Code, e, now.Sub(w.born), w.wasReady, w.forced}
+	clean := e.Code == 0 && e.Signal == 0 && !e.Unknown
+	switch {
+	case w.judged != "":
+		x.Class = w.judged
+	case w.level > 0 || w.leaving && clean:
+		x.Class = Asked
+	case !w.wasReady:
+		x.Class = Boot
+	case e.Signal == sigKill && !e.Unknown:
+		x.Class = Killed
+	case e.Signal != 0 && !e.Unknown:
+		x.Class = Signal
+	case clean:
+		x.Class = Clean
+	}
+	return x
+}
+
+// gone takes a worker out of everything.
+func (f *Fleet) gone(w *worker, e Exit) {
+	s := w.seat
+	s.workers = slices.DeleteFunc(s.workers, func(o *worker) bool { return o == w })
+	delete(f.workers, w.id)
+	f.requests += w.beat.Requests
+	f.accepted += w.beat.Accepted
+	x := w.exit(f.now, e)
+	s.lastExit = &x
+	for _, b := range w.blame {
+		*b = x // now with the output
+	}
+	if w.level == 0 && x.Class != Asked {
+		f.fail(w, x)
+	}
+	if f.ending() && w.forced {
+		f.killed = append(f.killed, x)
+	}
+	f.before = append(f.before, WorkerGone{x, f.respawnIn(s)})
+	f.reconcile()
+}
+
+// respawnIn is for WorkerGone.
+func (f *Fleet) respawnIn(s *seat) time.Duration {
+	if f.ending() || s.closing || slices.ContainsFunc(s.workers, (*worker).good) {
+		return -1
+	}
+	return max(0, s.backoff.Sub(f.now))
+}
+
+// fail counts a failure of a worker, once. That is when it is found to hang
+// rather than when it is gone, as its place is free from then on.
+func (f *Fleet) fail(w *worker, x WorkerExit) {
+	if w.failed {
+		return
+	}
+	s := w.seat
+	w.failed, s.lastFailed = true, w.id
+	s.restarts++
+	f.nCrashes++
+	if f.ending() {
+		return
+	}
+	for _, o := range s.workers {
+		o.leaveLost = o.leaveLost || o.leaveDue && o.id < w.id
+	}
+	if w.gen == s.target {
+		f.backOff(s)
+	}
+	switch {
+	case f.failTry(w, x):
+		return // has a budget of its own
+	case w.gen != f.gen && (f.roll == nil || w.gen != f.roll.gen || f.roll.back):
+		return // will not come back
+	case s.serves():
+		return // somebody else serves there: nothing is lost but a try to replace that one
+	}
+	if !w.wasReady && !f.everReady {
+		if s.boots++; s.boots == f.cfg.BootTries {
+			f.quit(w, x, fmt.Sprintf("no worker was ever ready, and seat %d has tried %d times", s.index, s.boots))
+		}
+	}
+	if f.cfg.CrashWindow > 0 {
+		f.crashes = slices.DeleteFunc(f.crashes, func(t time.Time) bool { return f.now.Sub(t) >= f.cfg.CrashWindow })
+		if f.crashes = append(f.crashes, f.now); len(f.crashes) > f.cfg.CrashLimit {
+			f.quit(w, x, fmt.Sprintf("%d workers failed within %v", len(f.crashes), f.cfg.CrashWindow))
+		}
+	}
+}
+
+// backOff sets when the seat's next worker may be started.
+func (f *Fleet) backOff(s *seat) {
+	s.failures++
+	s.backoff = f.now
+	if s.failures == 1 {
+		return
+	}
+	d := float64(f.cfg.BackoffBase) * math.Exp2(float64(min(s.failures-2, 60)))
+	if f.cfg.BackoffMax > 0 {
+		d = min(d, float64(f.cfg.BackoffMax))
+	}
+	s.backoff = f.now.Add(time.Duration(min(f.jitter(d, 0.2), math.MaxInt64/4)))
+}
+
+// quit gives up.
+func (f *Fleet) quit(w *worker, x WorkerExit, why string) {
+	if f.giveUp == nil {
+		f.giveUp, f.changed = &GiveUpError{why, x}, true
+		w.blame = append(w.blame, &f.giveUp.Last)
+	}
+}
+
+// ending reports whether nobody is to be started any more.
+func (f *Fleet) ending() bool { return f.level > 0 || f.giveUp != nil }
+
+// stopAll tells all workers to stop, with each higher level again.
+func (f *Fleet) stopAll() {
+	f.level = max(f.level, LevelStop)
+	if f.told == f.level {
+		return
+	}
+	if f.told == 0 {
+		f.isLive = false
+		f.emitLive() // one last time, while those are to be seen that serve
+		f.refuseAll("the fleet stops")
+	}
+	f.told = f.level
+	for _, s := range f.seats {
+		for _, w := range s.workers {
+			f.tell(w, f.level, true)
+		}
+	}
+}
+
+// verdict is what Over says.
+func (f *Fleet) verdict() error {
+	switch {
+	case f.giveUp != nil:
+		e := *f.giveUp
+		return &e
+	case len(f.killed) > 0:
+		return &StopError{f.killed}
+	}
+	return nil
+}
+
+// emitLive says who gets new connections, if that has changed.
+func (f *Fleet) emitLive() {
+	var l Live
+	for _, s := range f.seats {
+		switch {
+		case s.serves() && !s.closing:
+			l.Seats = append(l.Seats, s.index)
+		default:
+			l.Orphans = append(l.Orphans, s.index)
+		}
+		for _, w := range s.workers {
+			if w.phase == serving {
+				l.To = append(l.To, w.id)
+			}
+		}
+	}
+	if len(l.Seats) == 0 { // to be found by whoever comes first
+		for _, s := range f.seats {
+			if !s.closing {
+				l.Seats = append(l.Seats, s.index)
+			}
+		}
+	}
+	if f.isLive && slices.Equal(l.Seats, f.live.Seats) && slices.Equal(l.Orphans, f.live.Orphans) && slices.Equal(l.To, f.live.To) {
+		return
+	}
+	f.live, f.isLive = l, true
+	f.before = append(f.before, Live{slices.Clone(l.Seats), slices.Clone(l.Orphans), slices.Clone(l.To)})
+}
+
+// allReady emits AllReady if it is due.
+func (f *Fleet) allReady() {
+	if !f.announce || f.Busy() {
+		return
+	}
+	for _, s := range f.seats {
+		if !slices.ContainsFunc(s.workers, func(w *worker) bool { return w.phase == serving && w.gen == s.target }) {
+			return
+		}
+	}
+	f.announce, f.changed = false, true
+	f.answers = append(f.answers, AllReady{})
+}
