@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -23,11 +24,13 @@ import (
 	"time"
 
 	"github.com/seed-235859eb/usher"
+	"github.com/seed-235859eb/usher/prefork"
 )
 
 // app holds the handlers.
 type app struct {
 	cfg     config
+	worker  *prefork.Worker // nil without -workers
 	mux     *http.ServeMux
 	pid     string
 	started time.Time
@@ -57,8 +60,14 @@ func newApp(cfg config) *app {
 func (a *app) root(w http.ResponseWriter, r *http.Request) {
 	if a.cfg.termOnFirstRequest {
 		a.term.Do(func() {
-			if p, err := os.FindProcess(os.Getpid()); err == nil {
-				p.Signal(syscall.SIGTERM)
+			pids := []int{os.Getpid()}
+			if a.worker != nil {
+				pids = []int{os.Getppid(), os.Getpid()} // the master first
+			}
+			for _, pid := range pids {
+				if p, err := os.FindProcess(pid); err == nil {
+					p.Signal(syscall.SIGTERM)
+				}
 			}
 		})
 	}
@@ -72,12 +81,36 @@ func (a *app) root(w http.ResponseWriter, r *http.Request) {
 	}
 	h := w.Header()
 	h["X-Pid"] = []string{a.pid}
-	h["X-Generation"] = []string{"0"}
+	h["X-Generation"] = []string{a.generation()}
 	h["X-Build"] = []string{build}
 	if a.cfg.slots > 0 {
 		h["X-Queue-Wait"] = []string{usher.QueueWait(r.Context()).String()}
 	}
 	io.WriteString(w, "ok")
+}
+
+// generation is 0 in a program without a master.
+func (a *app) generation() string {
+	if a.worker == nil {
+		return "0"
+	}
+	return strconv.Itoa(a.worker.Generation())
+}
+
+// writeStats writes the numbers of this process and, from the master, of all.
+func (a *app) writeStats(w http.ResponseWriter, r *http.Request, own usher.Stats) {
+	all := struct {
+		usher.Stats
+		Fleet *prefork.Stats `json:"fleet,omitempty"`
+	}{Stats: own}
+	if a.worker != nil {
+		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+		defer cancel()
+		if fleet, err := a.worker.Fleet(ctx); err == nil {
+			all.Fleet = &fleet
+		}
+	}
+	writeJSON(w, all)
 }
 
 // upload reads the body and answers its length.

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/seed-235859eb/usher"
+	"github.com/seed-235859eb/usher/prefork"
 )
 
 // build is set with -ldflags "-X main.build=…".
@@ -63,7 +64,7 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (config,
 	var cfg config
 	fs := flag.NewFlagSet("server", flag.ContinueOnError)
 	fs.SetOutput(stderr)
-	fs.StringVar(&cfg.addr, "addr", ":8080", "address to listen on: host:port, or unix:path; $PORT wins when set")
+	fs.StringVar(&cfg.addr, "addr", ":8080", "address to listen on: host:port, unix:path, or systemd for the socket that it passed; $PORT wins when set")
 	fs.DurationVar(&cfg.latency, "latency", 0, "time that / sleeps")
 	fs.DurationVar(&cfg.cpu, "cpu", 0, "time that / computes")
 	fs.IntVar(&cfg.slots, "slots", 0, "handlers that run at a time")
@@ -77,9 +78,9 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (config,
 	fs.DurationVar(&cfg.grace, "grace", 0, "time for the whole stop")
 	fs.BoolVar(&cfg.tls, "tls", false, "speak TLS with a self-signed certificate made at the start")
 	fs.BoolVar(&cfg.h2c, "h2c", false, "speak HTTP/2 without TLS, beside HTTP/1")
-	fs.IntVar(&cfg.workers, "workers", 0, "worker processes (not available yet)")
+	fs.IntVar(&cfg.workers, "workers", 0, "worker processes; 0 serves in this one")
 	fs.BoolVar(&cfg.bare, "bare", false, "do without usher: http.Server and its Shutdown, for comparison")
-	fs.BoolVar(&cfg.termOnFirstRequest, "term-on-first-request", false, "send SIGTERM to this process when the first request arrives")
+	fs.BoolVar(&cfg.termOnFirstRequest, "term-on-first-request", false, "send SIGTERM to this process, and to the master if there is one, when the first request arrives")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return cfg, err
@@ -89,8 +90,8 @@ func parse(args []string, getenv func(string) string, stderr io.Writer) (config,
 	if fs.NArg() > 0 {
 		return cfg, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
-	if cfg.workers != 0 {
-		return cfg, fmt.Errorf("-workers=%d: not available yet", cfg.workers)
+	if cfg.bare && cfg.workers > 0 {
+		return cfg, fmt.Errorf("-workers=%d: not with -bare", cfg.workers)
 	}
 	var bad error
 	fs.VisitAll(func(f *flag.Flag) {
@@ -145,13 +146,61 @@ func isProbe(r *http.Request) bool {
 }
 
 func run(cfg config) error {
-	app := newApp(cfg)
+	switch {
+	case cfg.bare:
+		return runBare(cfg)
+	case cfg.workers > 0 || cfg.addr == "systemd":
+		opts := prefork.Options{Workers: cfg.workers, StopTimeout: cfg.stopTimeout()}
+		if path, ok := strings.CutPrefix(cfg.addr, "unix:"); ok {
+			opts.Listen = []prefork.Endpoint{{Network: "unix", Addr: path}}
+		} else if cfg.addr != "systemd" {
+			opts.Addr = cfg.addr
+		}
+		return prefork.Run(context.Background(), opts, func(ctx context.Context, w *prefork.Worker) error {
+			return serve(ctx, cfg, w, w.Listener())
+		})
+	}
+	l, err := listen(cfg.addr, usher.Listen)
+	if err != nil {
+		return err
+	}
+	return serve(context.Background(), cfg, nil, l)
+}
+
+// stopTimeout leaves a worker the time that its own graces take.
+func (cfg config) stopTimeout() time.Duration {
+	if cfg.grace == 0 {
+		return 0
+	}
+	return cfg.grace*11/10 + 2*time.Second
+}
+
+// serve serves l, in a worker if w is not nil, until the server has stopped.
+func serve(ctx context.Context, cfg config, w *prefork.Worker, l net.Listener) error {
+	app, srv, err := newServer(cfg)
+	if err != nil {
+		return err
+	}
 	defer app.cleanUp()
+	app.worker = w
+	s := usher.Wrap(srv, cfg.options())
+	app.mux.Handle("/readyz", s.Ready())
+	app.mux.HandleFunc("/stats", func(rw http.ResponseWriter, r *http.Request) { app.writeStats(rw, r, s.Stats()) })
+	// By the time this is called, signals are caught.
+	srv.BaseContext = func(l net.Listener) context.Context {
+		slog.Info("listening", "addr", l.Addr().String(), "pid", os.Getpid(), "build", build)
+		return context.Background()
+	}
+	return s.Run(ctx, l)
+}
+
+func newServer(cfg config) (*app, *http.Server, error) {
+	app := newApp(cfg)
 	srv := &http.Server{Handler: app.mux}
 	if cfg.tls {
 		cert, err := selfSigned()
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}}
 	}
@@ -161,27 +210,16 @@ func run(cfg config) error {
 		srv.Protocols.SetHTTP2(true)
 		srv.Protocols.SetUnencryptedHTTP2(true)
 	}
-	if cfg.bare {
-		return runBare(cfg, srv)
-	}
-
-	s := usher.Wrap(srv, cfg.options())
-	app.mux.Handle("/readyz", s.Ready())
-	app.mux.HandleFunc("/stats", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, s.Stats()) })
-	l, err := listen(cfg.addr, usher.Listen)
-	if err != nil {
-		return err
-	}
-	// By the time this is called, Run catches signals.
-	srv.BaseContext = func(l net.Listener) context.Context {
-		slog.Info("listening", "addr", l.Addr().String(), "pid", os.Getpid(), "build", build)
-		return context.Background()
-	}
-	return s.Run(context.Background(), l)
+	return app, srv, nil
 }
 
 // runBare is what a careful program does without usher.
-func runBare(cfg config, srv *http.Server) error {
+func runBare(cfg config) error {
+	app, srv, err := newServer(cfg)
+	if err != nil {
+		return err
+	}
+	defer app.cleanUp()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	l, err := listen(cfg.addr, net.Listen)

@@ -1,0 +1,119 @@
+package prefork
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// Hooks are called in the master, one after the other, in the order of what
+// happened. They cannot hold supervision up: each gets a context of 10 s and is
+// left behind when that is over; a panic is logged. Only BeforeWorkerStart is
+// waited for, by the worker that it is about.
+type Hooks struct {
+	// MasterStart is called once, when the sockets are open. The Master may be
+	// kept, to restart or scale the fleet.
+	MasterStart func(ctx context.Context, m *Master)
+
+	// BeforeWorkerStart is called before a process is started, whose PID is 0
+	// so far, AfterWorkerStart after that.
+	BeforeWorkerStart func(ctx context.Context, w WorkerInfo)
+	AfterWorkerStart  func(ctx context.Context, w WorkerInfo)
+
+	// WorkerReady is called when a worker serves.
+	WorkerReady func(ctx context.Context, w WorkerInfo)
+
+	// WorkerExit is called when a worker is gone.
+	WorkerExit func(ctx context.Context, e WorkerExit)
+
+	// RestartFinished is called at the end of a phased restart, with what
+	// [Master.Restart] returns.
+	RestartFinished func(ctx context.Context, generation int, err error)
+}
+
+const hookTimeout = 10 * time.Second
+
+// runHook calls f, and returns when f has, or hookTimeout is over.
+func runHook(log *slog.Logger, name string, f func(ctx context.Context)) {
+	ctx, cancel := context.WithTimeout(context.Background(), hookTimeout)
+	returned := make(chan struct{})
+	go func() {
+		defer close(returned)
+		defer cancel()
+		defer func() {
+			if p := recover(); p != nil {
+				log.Error("prefork: a hook panicked", "hook", name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			}
+		}()
+		f(ctx)
+	}()
+	select {
+	case <-returned:
+	case <-ctx.Done():
+		select {
+		case <-returned:
+		case <-time.After(hookTimeout / 100):
+			log.Error("prefork: a hook hangs, going on without it", "hook", name)
+		}
+	}
+}
+
+// A queue calls functions one after the other, in a goroutine of its own.
+type queue struct {
+	mu     sync.Mutex
+	wake   *sync.Cond
+	todo   []func()
+	closed bool
+	done   chan struct{}
+}
+
+func newQueue() *queue {
+	q := &queue{done: make(chan struct{})}
+	q.wake = sync.NewCond(&q.mu)
+	go q.run()
+	return q
+}
+
+func (q *queue) add(f func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.todo = append(q.todo, f)
+	q.wake.Signal()
+}
+
+func (q *queue) run() {
+	defer close(q.done)
+	for {
+		q.mu.Lock()
+		for len(q.todo) == 0 && !q.closed {
+			q.wake.Wait()
+		}
+		if len(q.todo) == 0 {
+			q.mu.Unlock()
+			return
+		}
+		f := q.todo[0]
+		q.todo = q.todo[1:]
+		q.mu.Unlock()
+		f()
+	}
+}
+
+// close waits until all that was added has been called.
+func (q *queue) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.wake.Signal()
+	q.mu.Unlock()
+	<-q.done
+}
+
+// flush waits until all that was added so far has been called.
+func (q *queue) flush() {
+	reached := make(chan struct{})
+	q.add(func() { close(reached) })
+	<-reached
+}

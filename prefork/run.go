@@ -1,0 +1,228 @@
+package prefork
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/seed-235859eb/usher"
+	"github.com/seed-235859eb/usher/internal/fleet"
+	"github.com/seed-235859eb/usher/internal/sdnotify"
+)
+
+// Run runs the program: f in each of Options.Workers processes, and in this one
+// the master that holds the sockets and looks after them; or, with no Workers,
+// f in this process. It is to be called once, from main, as soon as the options
+// are known: all that main does before is done by each worker again.
+//
+// In the master, Run returns when ctx has ended or a signal has come and all
+// workers have stopped: nil if all went well, a [*StopError] if workers had to
+// be killed, a [*GiveUpError] if they could not be kept alive. In a worker it
+// returns what f does. f should return when its context ends, which
+// [usher.Server.Run] sees to; the program should end then.
+//
+// On systems where processes cannot share sockets, Windows for one, f runs in
+// this process, and the log says so.
+func Run(ctx context.Context, opts Options, f func(ctx context.Context, w *Worker) error) error {
+	if f == nil {
+		return errors.New("prefork: Run: the function is nil")
+	}
+	if err := opts.validate(); err != nil {
+		return err
+	}
+	opts = opts.withDefaults()
+	if trial() {
+		return nil
+	}
+	if opts.Workers > 0 {
+		setup, worker, err := isWorker()
+		switch {
+		case err != nil:
+			return err
+		case worker:
+			return runWorker(ctx, opts, setup, f)
+		case canFork:
+			return runMaster(ctx, opts)
+		}
+		opts.Logger.Warn("prefork: this system cannot share sockets between processes: one process does all", "workers asked for", opts.Workers)
+	}
+	return runSingle(ctx, opts, f)
+}
+
+// runSingle runs f in this process.
+func runSingle(ctx context.Context, opts Options, f func(ctx context.Context, w *Worker) error) error {
+	sd, err := sdnotify.New(os.Getenv)
+	if err != nil {
+		opts.Logger.Warn("prefork: service manager", "error", err)
+	}
+	defer sd.Close()
+	watchdog, err := sdnotify.WatchdogInterval(os.Getenv, os.Getpid())
+	if err != nil {
+		opts.Logger.Warn("prefork: service manager", "error", err)
+	}
+	if watchdog > 0 {
+		// Beats feed it, five in a HeartbeatTimeout.
+		opts.HeartbeatTimeout = min(opts.HeartbeatTimeout, watchdog)
+	}
+	w := newWorker(opts, 0, 0)
+	w.link = &standIn{sd: sd, watchdog: watchdog > 0}
+	if err := w.listen(); err != nil {
+		for _, l := range w.listeners {
+			l.Close()
+		}
+		return err
+	}
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	over := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for {
+			select {
+			case s := <-signals:
+				sd.Stopping("stopping")
+				if s == os.Interrupt {
+					w.interrupt(s.String())
+				} else {
+					w.leave(s.String())
+				}
+			case <-over:
+				return
+			}
+		}
+	})
+	defer watch.Wait()
+	defer close(over)
+	return w.run(ctx, f)
+}
+
+// standIn is what a worker without a master talks to: the service manager.
+type standIn struct {
+	sd       *sdnotify.Notifier
+	watchdog bool
+	ready    bool
+	mu       sync.Mutex
+}
+
+func (s *standIn) send(f frame, _ ...int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.Ready && !s.ready {
+		s.ready = true
+		return s.sd.Ready("serving")
+	}
+	if s.watchdog && f.Beat != nil && f.Beat.Progress {
+		return s.sd.Watchdog()
+	}
+	return nil
+}
+
+// listen opens the endpoints of a worker without a master.
+func (w *Worker) listen() error {
+	inherited, err := systemdSockets()
+	if err != nil {
+		return err
+	}
+	defer closeSockets(inherited)
+	endpoints := w.opts.endpoints()
+	if len(endpoints) == 0 {
+		if endpoints, err = endpointsOf(inherited); err != nil {
+			return err
+		}
+	}
+	for _, e := range endpoints {
+		s, err := listen(e, inherited)
+		if err != nil {
+			return fmt.Errorf("prefork: endpoint %s: %w", e.name(), err)
+		}
+		w.addListener(e.name(), s)
+	}
+	return nil
+}
+
+func listen(e Endpoint, inherited []sdnotify.Socket) (*socket, error) {
+	switch {
+	case e.Listener != nil:
+		return &socket{Listener: e.Listener}, nil
+	case e.Network == "systemd":
+		s, err := pick(e.Addr, inherited)
+		if err != nil {
+			return nil, err
+		}
+		l, err := inheritedListener(s.FD)
+		return &socket{Listener: l}, err
+	case e.Network == "unix":
+		l, err := net.Listen("unix", e.Addr)
+		if err != nil {
+			return nil, err
+		}
+		l.(*net.UnixListener).SetUnlinkOnClose(false) // the stop removes the name first
+		return &socket{Listener: l, unlink: e.Addr}, nil
+	default:
+		network := e.Network
+		if network == "" {
+			network = "tcp"
+		}
+		l, err := usher.Listen(network, e.Addr)
+		return &socket{Listener: l}, err
+	}
+}
+
+var errNoEndpoint = errors.New("prefork: Options.Addr and Options.Listen are empty, and systemd passed no socket")
+
+// systemdSockets returns the sockets that systemd passed to this process, and
+// has nobody else find them.
+func systemdSockets() ([]sdnotify.Socket, error) {
+	sockets, err := sdnotify.Sockets(os.Getenv, os.Getpid())
+	if err != nil {
+		return nil, fmt.Errorf("prefork: %w", err)
+	}
+	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		os.Unsetenv(name)
+	}
+	return sockets, nil
+}
+
+// endpointsOf returns an endpoint for each of the sockets.
+func endpointsOf(sockets []sdnotify.Socket) ([]Endpoint, error) {
+	if len(sockets) == 0 {
+		return nil, errNoEndpoint
+	}
+	var endpoints []Endpoint
+	taken := map[string]int{}
+	for i, s := range sockets {
+		name := s.Name
+		if taken[s.Name]++; taken[s.Name] > 1 {
+			name = fmt.Sprintf("%s-%d", s.Name, taken[s.Name]) // one unit with several addresses
+		}
+		endpoints = append(endpoints, Endpoint{Name: name, Network: "systemd", Addr: s.Name})
+		sockets[i].Name = name
+		endpoints[i].Addr = name
+	}
+	return endpoints, nil
+}
+
+// pick returns the socket of a name, or the first.
+func pick(name string, sockets []sdnotify.Socket) (sdnotify.Socket, error) {
+	i := slices.IndexFunc(sockets, func(s sdnotify.Socket) bool { return name == "" || s.Name == name })
+	if i < 0 {
+		return sdnotify.Socket{}, fmt.Errorf("systemd passed no socket of the name %q", name)
+	}
+	return sockets[i], nil
+}
+
+// nextSignal says what a master does about a signal to stop, as the received-th.
+func nextLevel(s os.Signal, received int) fleet.Level {
+	level := min(fleet.Level(received), fleet.LevelNow)
+	if s == os.Interrupt {
+		level = max(level, fleet.LevelQuick)
+	}
+	return level
+}

@@ -1,0 +1,225 @@
+//go:build unix
+
+package prefork
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/seed-235859eb/usher/internal/fleet"
+	"github.com/seed-235859eb/usher/internal/reuseport"
+	"github.com/seed-235859eb/usher/internal/sdnotify"
+	"golang.org/x/sys/unix"
+)
+
+// canFork says whether this system can share sockets between processes.
+const canFork = true
+
+func runWorker(ctx context.Context, opts Options, setup workerSetup, f func(ctx context.Context, w *Worker) error) error {
+	p, err := startWorker(opts, setup)
+	if err != nil {
+		return err
+	}
+	defer p.end()
+	return p.w.run(ctx, f)
+}
+
+func runMaster(ctx context.Context, opts Options) error {
+	m := newMaster(opts)
+	defer m.end()
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGTERM, os.Interrupt, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU)
+	defer signal.Stop(signals)
+	old, err := inheritedState()
+	if err != nil {
+		return err
+	}
+	if err := m.open(old); err != nil {
+		return err
+	}
+	if m.sd, err = sdnotify.New(os.Getenv); err != nil {
+		m.log.Warn("prefork: service manager", "error", err)
+	}
+	if m.watchdog, err = sdnotify.WatchdogInterval(os.Getenv, os.Getpid()); err != nil {
+		m.log.Warn("prefork: service manager", "error", err)
+	}
+	stopReaping := reapStrangers(m)
+	defer stopReaping()
+
+	m.fleet = fleet.New(m.fleetConfig())
+	if old == nil {
+		m.log.Info("prefork: master starts", "pid", os.Getpid(), "workers", opts.Workers, "addr", m.addresses(),
+			"GOMAXPROCS of a worker", m.shareForLog())
+		m.fleet.Start(time.Now())
+	} else if err := m.adopt(old); err != nil {
+		return err
+	}
+	if f := opts.Hooks.MasterStart; f != nil {
+		m.hook("MasterStart", func(ctx context.Context) { f(ctx, m) })
+	}
+	return m.loop(ctx, signals)
+}
+
+func (m *Master) addresses() string {
+	var all []string
+	for _, e := range m.endpoints {
+		all = append(all, e.group.Addr().String())
+	}
+	return strings.Join(all, " ")
+}
+
+func (m *Master) shareForLog() string {
+	if n := cpuShare(m.opts.Workers); n > 0 {
+		return fmt.Sprint(n)
+	}
+	return os.Getenv("GOMAXPROCS") + ", as set"
+}
+
+// end gives back what the master holds.
+func (m *Master) end() {
+	m.unpublish()
+	for _, e := range m.endpoints {
+		e.group.Close()
+	}
+	for _, p := range m.programs {
+		p.close()
+	}
+	m.hooks.close()
+	m.manager.close()
+	m.sd.Close()
+}
+
+// open opens the endpoints, or takes them over from the master before.
+func (m *Master) open(old *masterState) error {
+	path, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("prefork: %w", err)
+	}
+	m.path = strings.TrimSuffix(path, " (deleted)")
+	inherited, err := systemdSockets()
+	if err != nil {
+		return err
+	}
+	defer closeSockets(inherited)
+	wanted := m.opts.endpoints()
+	if len(wanted) == 0 && old == nil {
+		if wanted, err = endpointsOf(inherited); err != nil {
+			return err
+		}
+	}
+	if len(wanted) == 0 {
+		for _, e := range old.Endpoints {
+			wanted = append(wanted, Endpoint{Name: e.Name, Network: "systemd", Addr: e.Name})
+		}
+	}
+	seats := m.opts.Workers
+	if old != nil {
+		seats = old.Seats
+	}
+	for _, want := range wanted {
+		e := &endpoint{name: want.name(), key: want.key()}
+		if !old.take(e) {
+			if e.group, err = openGroup(want, inherited, seats); err != nil {
+				return fmt.Errorf("prefork: endpoint %s: %w", e.name, err)
+			}
+			if want.Network == "unix" {
+				e.unlink = want.Addr
+			}
+		}
+		m.endpoints = append(m.endpoints, e)
+	}
+	old.dropRest()
+	return nil
+}
+
+// key tells whether an endpoint of one master is that of the next.
+func (e Endpoint) key() string {
+	if e.Listener != nil {
+		return "listener " + e.name()
+	}
+	return e.Network + " " + e.Addr + " " + e.name()
+}
+
+func openGroup(e Endpoint, inherited []sdnotify.Socket, seats int) (*reuseport.Group, error) {
+	switch {
+	case e.Listener != nil:
+		return reuseport.FromListener(e.Listener)
+	case e.Network == "systemd":
+		s, err := pick(e.Addr, inherited)
+		if err != nil {
+			return nil, err
+		}
+		fd, err := dupFD(s.FD)
+		if err != nil {
+			return nil, fmt.Errorf("descriptor %d from systemd: %w", s.FD, err)
+		}
+		network := "tcp"
+		if sa, err := unix.Getsockname(fd); err == nil {
+			if _, ok := sa.(*unix.SockaddrUnix); ok {
+				network = "unix"
+			}
+		}
+		g, err := reuseport.FromFDs(network, []int{fd}, true)
+		if err != nil {
+			unix.Close(fd)
+		}
+		return g, err
+	case e.Network == "":
+		return reuseport.Open("tcp", e.Addr, seats)
+	default:
+		return reuseport.Open(e.Network, e.Addr, seats)
+	}
+}
+
+// closeSockets closes what came from systemd; what is used has been duplicated.
+func closeSockets(sockets []sdnotify.Socket) {
+	for _, s := range sockets {
+		unix.Close(s.FD)
+	}
+}
+
+// inheritedListener returns a listener on a duplicate of fd.
+func inheritedListener(fd int) (net.Listener, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, fmt.Errorf("descriptor %d from systemd: %w", fd, err)
+	}
+	return reuseport.Listener(fd)
+}
+
+// signal does what a signal to the master means, and returns how many to stop
+// have come.
+func (m *Master) signal(s os.Signal, received int) int {
+	now := time.Now()
+	switch s {
+	case syscall.SIGTERM, os.Interrupt:
+		received++
+		m.stop(nextLevel(s, received), s.String())
+	case syscall.SIGHUP, syscall.SIGUSR1:
+		m.tickets++
+		m.restart(m.tickets, s.String())
+	case syscall.SIGUSR2:
+		m.upgrade(context.Background(), s.String(), make(chan error, 1))
+	case syscall.SIGTTIN, syscall.SIGTTOU:
+		n := m.fleet.Snapshot(now).Want
+		if s == syscall.SIGTTIN {
+			n++
+		} else {
+			n--
+		}
+		if n < 1 || n > maxWorkers {
+			m.log.Warn("prefork: cannot scale", "workers", n, "least", 1, "most", maxWorkers)
+			break
+		}
+		m.log.Info("prefork: scaling", "workers", n, "reason", s.String())
+		if err := m.fleet.Scale(now, n); err != nil {
+			m.log.Warn("prefork: cannot scale", "workers", n, "error", err)
+		}
+	}
+	return received
+}

@@ -1,0 +1,192 @@
+package prefork
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/seed-235859eb/usher/internal/fleet"
+)
+
+// Stats is a snapshot of the master and all workers.
+type Stats struct {
+	PID        int           `json:"pid"`                  // the master's
+	UpFor      time.Duration `json:"up_ns"`                // of this master; an upgrade begins anew
+	Generation int           `json:"generation"`           // of the program's code, from 1 on
+	Next       int           `json:"next,omitempty"`       // the one that a restart goes to
+	Restarting bool          `json:"restarting,omitempty"` // forth or back
+	Stopping   bool          `json:"stopping,omitempty"`
+	Workers    int           `json:"workers"` // wanted
+	Serving    int           `json:"serving"`
+
+	// Totals of all workers there ever were. They never fall; of a worker that
+	// was killed, what it did since its last heartbeat is missing.
+	Requests uint64 `json:"requests"`
+	Accepted uint64 `json:"accepted"` // connections
+	Crashes  uint64 `json:"crashes"`  // workers that ended unasked
+
+	Seats []SeatStats `json:"seats"`
+}
+
+// SeatStats is a seat in [Stats].
+type SeatStats struct {
+	Seat       int           `json:"seat"`
+	Generation int           `json:"generation"`            // that it should have
+	Closing    bool          `json:"closing,omitempty"`     // for want of work
+	Restarts   uint64        `json:"restarts"`              // after crashes
+	BackoffFor time.Duration `json:"backoff_ns,omitempty"`  // until the next start
+	Queued     int           `json:"queued"`                // in the accept queues of its sockets; of shared ones with seat 0
+	LastExit   string        `json:"last_exit,omitempty"`   // in a line
+	LastClass  Class         `json:"last_class,omitempty"`  // and its class
+	LastOutput string        `json:"last_output,omitempty"` // the end of what it wrote to standard error
+	Workers    []WorkerStats `json:"workers"`               // more than one while it is being replaced
+}
+
+// WorkerStats is a worker in [Stats].
+type WorkerStats struct {
+	Seat       int           `json:"seat"`
+	Generation int           `json:"generation"`
+	PID        int           `json:"pid"`
+	State      string        `json:"state"` // starting, serving, leaving, stopping, dumped or killed
+	StateFor   time.Duration `json:"state_ns"`
+	Age        time.Duration `json:"age_ns"`
+	BeatAge    time.Duration `json:"beat_age_ns"` // since its last heartbeat, of which are:
+	Progress   bool          `json:"progress"`
+	Requests   uint64        `json:"requests"`
+	Accepted   uint64        `json:"accepted"` // connections
+	InFlight   int           `json:"in_flight"`
+	Open       int           `json:"open"`   // connections
+	Queued     int           `json:"queued"` // connections not yet accepted, where it accepts
+	Memory     int64         `json:"memory"` // bytes resident, 0 if not known
+}
+
+// WorkerInfo names a worker.
+type WorkerInfo struct {
+	Seat, Generation, PID int
+}
+
+// A Class tells why a worker ended.
+type Class string
+
+const (
+	Asked  Class = "asked"  // it was told to stop
+	Clean  Class = "clean"  // status 0, unasked
+	Code   Class = "code"   // another status
+	Signal Class = "signal" // by a signal
+	Killed Class = "killed" // by a SIGKILL that was not the master's: the kernel's, for want of memory, or a person's
+	Hung   Class = "hung"   // the master killed it for want of progress
+	Boot   Class = "boot"   // it ended, or was out of time, before it was ready
+)
+
+// A WorkerExit is the end of a worker.
+type WorkerExit struct {
+	WorkerInfo
+	Class    Class
+	Code     int    // exit status
+	Signal   int    // that ended it, or 0
+	Output   string // the last it wrote to standard error, a dump of goroutines first
+	Age      time.Duration
+	WasReady bool
+
+	line string
+}
+
+// Error returns one line, with the last line of Output.
+func (e *WorkerExit) Error() string { return e.line }
+
+func exitOf(e fleet.WorkerExit) WorkerExit {
+	return WorkerExit{
+		WorkerInfo: WorkerInfo{Seat: e.Seat, Generation: e.Generation, PID: e.PID},
+		Class:      Class(e.Class), Code: e.Exit.Code, Signal: e.Exit.Signal, Output: e.Exit.Output,
+		Age: e.Age, WasReady: e.WasReady, line: e.String(),
+	}
+}
+
+// A RestartError tells why a phased restart was taken back.
+type RestartError struct {
+	Generation int         // that failed
+	Seat       int         // where; -1 if it was no seat's fault
+	Exit       *WorkerExit // of the worker whose end was one too many, if it was that
+	BackOn     int         // the generation that serves again, or 0 if none does
+	Err        error       // all of it
+}
+
+// Error returns one line.
+func (e *RestartError) Error() string { return "prefork: " + e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *RestartError) Unwrap() error { return e.Err }
+
+// A GiveUpError is returned by [Run] when the workers could not be kept alive.
+// The sockets are closed by then.
+type GiveUpError struct {
+	Last WorkerExit // the last of those that ended
+	Err  error
+}
+
+// Error returns one line.
+func (e *GiveUpError) Error() string { return "prefork: " + e.Err.Error() }
+
+// Unwrap returns Last.
+func (e *GiveUpError) Unwrap() error { return &e.Last }
+
+// A StopError is returned by [Run] when workers did not stop in time.
+type StopError struct {
+	Killed []WorkerExit
+	Err    error
+}
+
+// Error returns one line.
+func (e *StopError) Error() string { return "prefork: stop fell short: " + e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *StopError) Unwrap() error { return e.Err }
+
+// wrapError makes the public form of fleet's errors.
+func wrapError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*fleet.RestartError](err); ok {
+		r := &RestartError{Generation: e.Generation, Seat: e.Seat, BackOn: e.BackOn, Err: err}
+		if e.Exit != nil {
+			exit := exitOf(*e.Exit)
+			r.Exit = &exit
+		}
+		return r
+	}
+	if e, ok := errors.AsType[*fleet.GiveUpError](err); ok {
+		return &GiveUpError{Last: exitOf(e.Last), Err: err}
+	}
+	if e, ok := errors.AsType[*fleet.StopError](err); ok {
+		s := &StopError{Err: err}
+		for _, k := range e.Killed {
+			s.Killed = append(s.Killed, exitOf(k))
+		}
+		return s
+	}
+	return fmt.Errorf("prefork: %w", err)
+}
+
+func statsOf(w fleet.WorkerSnapshot) WorkerStats {
+	return WorkerStats{
+		Seat: w.Seat, Generation: w.Generation, PID: w.PID,
+		State: w.State, StateFor: w.StateFor, Age: w.Age, BeatAge: w.BeatAge,
+		Progress: w.Beat.Progress, Requests: w.Beat.Requests, Accepted: w.Beat.Accepted,
+		InFlight: w.Beat.InFlight, Open: w.Beat.Connections, Queued: w.Beat.Queued, Memory: int64(w.Beat.RSS),
+	}
+}
+
+// lastBytes returns the end of s, whole lines if there are any.
+func lastBytes(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	s = s[len(s)-n:]
+	for i := range len(s) - 1 {
+		if s[i] == '\n' {
+			return s[i+1:]
+		}
+	}
+	return s
+}

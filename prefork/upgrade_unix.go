@@ -1,0 +1,404 @@
+//go:build unix
+
+package prefork
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/seed-235859eb/usher/internal/fleet"
+	"github.com/seed-235859eb/usher/internal/reuseport"
+	"github.com/seed-235859eb/usher/internal/sdnotify"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// masterEnv holds the descriptor of a masterState: this process was a
+	// master before, and has executed the program again.
+	masterEnv = "USHER_PREFORK_MASTER"
+
+	// checkEnv is set for a trial run, which Run ends, saying which state it
+	// could take over.
+	checkEnv = "USHER_PREFORK_TRIAL"
+
+	stateVersion = 1
+	trialSays    = "prefork trial: state version "
+)
+
+// masterState is what one master hands to the next.
+type masterState struct {
+	Version   int             `json:"version"`
+	Workers   int             `json:"workers"` // Options.Workers
+	Seats     int             `json:"seats"`
+	Fleet     fleet.State     `json:"fleet"`
+	Endpoints []endpointState `json:"endpoints"`
+	Programs  []programState  `json:"programs"`
+	Procs     []procState     `json:"procs"`
+	Reason    string          `json:"reason"`
+}
+
+type endpointState struct {
+	Name    string `json:"name"`
+	Key     string `json:"key"`
+	Network string `json:"network"`
+	FDs     []int  `json:"fds"`
+	Shared  bool   `json:"shared"`
+	Unlink  string `json:"unlink,omitempty"`
+}
+
+type programState struct {
+	Generation int    `json:"generation"`
+	FD         int    `json:"fd"`
+	Path       string `json:"path"`
+}
+
+type procState struct {
+	ID         fleet.ID `json:"id"`
+	Seat       int      `json:"seat"`
+	Generation int      `json:"generation"`
+	PID        int      `json:"pid"`
+	Control    int      `json:"control"` // descriptors
+	Stderr     int      `json:"stderr"`
+	Rest       []byte   `json:"rest,omitempty"` // of a frame that was read in part
+	Adopted    []int    `json:"adopted,omitempty"`
+	Ready      bool     `json:"ready"`
+}
+
+// trial reports whether this is a trial run, which has come as far as it is to.
+func trial() bool {
+	if os.Getenv(checkEnv) == "" {
+		return false
+	}
+	fmt.Fprintln(os.Stdout, trialSays+strconv.Itoa(stateVersion))
+	return true
+}
+
+// tryProgram runs the program at path until it comes to Run.
+func tryProgram(ctx context.Context, path string, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Args = os.Args
+	cmd.Env = append(sdnotify.Scrub(os.Environ()), checkEnv+"=1")
+	cmd.WaitDelay = time.Second
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("not done after %v", timeout)
+	}
+	said := bytes.Contains(out.Bytes(), []byte(trialSays+strconv.Itoa(stateVersion)+"\n"))
+	switch {
+	case err != nil:
+		return fmt.Errorf("prefork: trial run of %s: %w; output: %q", path, err, lastBytes(out.String(), 1<<10))
+	case !said && bytes.Contains(out.Bytes(), []byte(trialSays)):
+		return fmt.Errorf("prefork: trial run of %s: its version of prefork takes another state than version %d over", path, stateVersion)
+	case !said:
+		return fmt.Errorf("prefork: trial run of %s ended without coming to Run; output: %q", path, lastBytes(out.String(), 1<<10))
+	}
+	return nil
+}
+
+// upgrade tries the program, and then replaces this process when nothing is
+// under way.
+func (m *Master) upgrade(ctx context.Context, why string, answer chan error) {
+	switch {
+	case m.closing:
+		answer <- errors.New("prefork: upgrade: the fleet stops")
+		return
+	case m.upgrading:
+		answer <- errors.New("prefork: upgrade: one is under way")
+		return
+	}
+	m.upgrading = true
+	m.log.Info("prefork: upgrade: trial run", "reason", why, "program", m.path)
+	fail := func(err error) {
+		m.log.Error("prefork: upgrade failed, nothing has changed", "error", err)
+		m.upgrading = false
+		answer <- err
+	}
+	go func() {
+		err := tryProgram(ctx, m.path, m.opts.BootTimeout)
+		m.post(func() {
+			if err != nil {
+				fail(err)
+				return
+			}
+			var attempt func()
+			attempt = func() {
+				if m.closing {
+					fail(errors.New("prefork: upgrade: the fleet stops"))
+				} else if err := m.execute(why); errors.Is(err, errNotCalm) {
+					m.replace = attempt
+				} else {
+					fail(err)
+				}
+			}
+			m.replace = attempt
+		})
+	}()
+}
+
+var errNotCalm = errors.New("prefork: something is under way")
+
+// execute replaces this process by the program as it is now. It returns if that
+// failed, or has to wait, and then all is as before.
+func (m *Master) execute(why string) error {
+	for _, p := range m.procs {
+		now := time.Now()
+		p.link.conn.SetReadDeadline(now)
+		p.stderr.SetReadDeadline(now)
+	}
+	quiet := make(chan struct{})
+	go func() {
+		defer close(quiet)
+		for _, p := range m.procs {
+			p.reading.Wait()
+		}
+	}()
+	// Events change m.procs, which is read just now.
+	var events []func()
+	for waiting := true; waiting; {
+		select {
+		case e := <-m.events:
+			events = append(events, e)
+		case <-quiet:
+			waiting = false
+		}
+	}
+	for more := true; more; {
+		select {
+		case e := <-m.events:
+			events = append(events, e)
+		default:
+			more = false
+		}
+	}
+	resume := func() {
+		for _, p := range m.procs {
+			p.link.conn.SetReadDeadline(time.Time{})
+			p.stderr.SetReadDeadline(time.Time{})
+			m.startReading(p)
+		}
+	}
+	for _, e := range events {
+		e()
+	}
+	if m.act() || !m.calm() || m.closing {
+		resume()
+		return errNotCalm
+	}
+	m.manage(func() error { return m.sd.Reloading("replacing the master") })
+	m.manager.flush()
+	err := m.replaceImage(why)
+	resume()
+	m.manage(func() error { return m.sd.Ready(m.status) })
+	return err
+}
+
+// replaceImage is the system call with what it needs. It returns only on error.
+func (m *Master) replaceImage(why string) error {
+	now := time.Now()
+	s := masterState{Version: stateVersion, Workers: m.opts.Workers, Fleet: m.fleet.State(now), Reason: why}
+	s.Seats = len(s.Fleet.Seats)
+	var keep []int
+	for _, e := range m.endpoints {
+		s.Endpoints = append(s.Endpoints, endpointState{
+			Name: e.name, Key: e.key, Network: e.group.Network(), FDs: e.group.FDs(), Shared: e.group.Shared(), Unlink: e.unlink,
+		})
+		keep = append(keep, e.group.FDs()...)
+	}
+	for generation, p := range m.programs {
+		s.Programs = append(s.Programs, programState{Generation: generation, FD: p.fd, Path: p.path})
+		if p.fd >= 0 {
+			keep = append(keep, p.fd)
+		}
+	}
+	for _, p := range m.procs {
+		ps := procState{ID: p.id, Seat: p.seat, Generation: p.generation, PID: p.pid, Rest: p.link.split.rest, Ready: p.ready}
+		for seat := range p.adopted {
+			ps.Adopted = append(ps.Adopted, seat)
+		}
+		var err error
+		if ps.Control, err = rawFD(p.link.conn); err != nil {
+			return fmt.Errorf("prefork: upgrade: control socket of worker %d: %w", p.pid, err)
+		}
+		if ps.Stderr, err = rawFD(p.stderr); err != nil {
+			return fmt.Errorf("prefork: upgrade: standard error of worker %d: %w", p.pid, err)
+		}
+		keep = append(keep, ps.Control, ps.Stderr)
+		s.Procs = append(s.Procs, ps)
+	}
+	f, err := os.CreateTemp("", "prefork-*")
+	if err != nil {
+		return fmt.Errorf("prefork: upgrade: %w", err)
+	}
+	defer f.Close()
+	os.Remove(f.Name())
+	if err := json.NewEncoder(f).Encode(s); err != nil {
+		return fmt.Errorf("prefork: upgrade: encode state: %w", err)
+	}
+	keep = append(keep, int(f.Fd()))
+	m.log.Info("prefork: upgrade: replacing the master", "program", m.path)
+	// No child may be born with these descriptors.
+	syscall.ForkLock.Lock()
+	defer syscall.ForkLock.Unlock()
+	for _, fd := range keep {
+		if err := setCloseOnExec(fd, false); err != nil {
+			return fmt.Errorf("prefork: upgrade: descriptor %d: %w", fd, err)
+		}
+		defer setCloseOnExec(fd, true)
+	}
+	err = syscall.Exec(m.path, os.Args, append(os.Environ(), masterEnv+"="+strconv.Itoa(int(f.Fd()))))
+	return fmt.Errorf("prefork: upgrade: execute %s: %w", m.path, err)
+}
+
+func rawFD(c syscall.Conn) (int, error) {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	n := -1
+	err = rc.Control(func(fd uintptr) { n = int(fd) })
+	return n, err
+}
+
+func setCloseOnExec(fd int, on bool) error {
+	flags := 0
+	if on {
+		flags = unix.FD_CLOEXEC
+	}
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags)
+	return err
+}
+
+// inheritedState returns what the master before this one left, or nil if this is
+// the first.
+func inheritedState() (*masterState, error) {
+	value, ok := os.LookupEnv(masterEnv)
+	if !ok {
+		return nil, nil
+	}
+	os.Unsetenv(masterEnv)
+	fd, err := strconv.Atoi(value)
+	if err != nil || fd < 3 {
+		return nil, fmt.Errorf("prefork: %s is %.80q, not a descriptor", masterEnv, value)
+	}
+	unix.CloseOnExec(fd)
+	f := os.NewFile(uintptr(fd), "state")
+	if f == nil {
+		return nil, fmt.Errorf("prefork: %s is %d, not a descriptor", masterEnv, fd)
+	}
+	defer f.Close()
+	var s masterState
+	if _, err := f.Seek(0, 0); err != nil {
+		return nil, fmt.Errorf("prefork: state of the master before: %w", err)
+	}
+	if err := json.NewDecoder(f).Decode(&s); err != nil {
+		return nil, fmt.Errorf("prefork: state of the master before: %w", err)
+	}
+	if s.Version != stateVersion {
+		return nil, fmt.Errorf("prefork: state of the master before has version %d, want %d", s.Version, stateVersion)
+	}
+	for _, fd := range s.descriptors() {
+		unix.CloseOnExec(fd)
+	}
+	return &s, nil
+}
+
+func (s *masterState) descriptors() []int {
+	var fds []int
+	for _, e := range s.Endpoints {
+		fds = append(fds, e.FDs...)
+	}
+	for _, p := range s.Programs {
+		if p.FD >= 0 {
+			fds = append(fds, p.FD)
+		}
+	}
+	for _, p := range s.Procs {
+		fds = append(fds, p.Control, p.Stderr)
+	}
+	return fds
+}
+
+// take gives e its sockets from the master before, if that had them.
+func (s *masterState) take(e *endpoint) bool {
+	if s == nil {
+		return false
+	}
+	for i, old := range s.Endpoints {
+		if old.Key != e.key && old.Name != e.name || old.FDs == nil {
+			continue
+		}
+		g, err := reuseport.FromFDs(old.Network, old.FDs, old.Shared)
+		if err != nil {
+			return false
+		}
+		e.group, e.unlink, e.key = g, old.Unlink, old.Key
+		s.Endpoints[i].FDs = nil
+		return true
+	}
+	return false
+}
+
+// dropRest closes the sockets that nobody asks for any more. The old workers
+// have theirs until they go.
+func (s *masterState) dropRest() {
+	if s == nil {
+		return
+	}
+	for _, e := range s.Endpoints {
+		for _, fd := range e.FDs {
+			unix.Close(fd)
+		}
+	}
+}
+
+// adopt goes on with the workers of the master before, and brings them to this
+// one's program.
+func (m *Master) adopt(s *masterState) error {
+	now := time.Now()
+	for _, ps := range s.Programs {
+		m.programs[ps.Generation] = &program{fd: ps.FD, path: ps.Path}
+	}
+	m.log.Info("prefork: master replaced", "pid", os.Getpid(), "workers", len(s.Procs), "addr", m.addresses())
+	s.Fleet.Restarts = nil // who asked for them is gone
+	m.fleet.Adopt(now, s.Fleet)
+	for _, ps := range s.Procs {
+		p := &proc{id: ps.ID, seat: ps.Seat, generation: ps.Generation, out: &output{}, adopted: map[int]bool{}, ready: ps.Ready}
+		for _, seat := range ps.Adopted {
+			p.adopted[seat] = true
+		}
+		process, err := os.FindProcess(ps.PID)
+		if err != nil {
+			return fmt.Errorf("prefork: worker %d of the master before: %w", ps.PID, err)
+		}
+		link, err := newLink(ps.Control)
+		if err != nil {
+			return err
+		}
+		link.split.rest = ps.Rest
+		if err := unix.SetNonblock(ps.Stderr, true); err != nil {
+			return fmt.Errorf("prefork: standard error of worker %d: %w", ps.PID, err)
+		}
+		m.procs[p.id] = p
+		m.attach(p, &started{process: process, link: link, stderr: os.NewFile(uintptr(ps.Stderr), "stderr"), allRead: make(chan struct{})})
+	}
+	if m.opts.Workers != s.Workers {
+		if err := m.fleet.Scale(now, m.opts.Workers); err != nil {
+			m.log.Warn("prefork: cannot scale", "workers", m.opts.Workers, "error", err)
+		}
+	}
+	m.tickets++
+	m.restart(m.tickets, "the master was replaced")
+	return nil
+}

@@ -1,0 +1,490 @@
+package prefork
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/seed-235859eb/usher/internal/fleet"
+	"github.com/seed-235859eb/usher/internal/supervised"
+)
+
+// A Worker is what the program's function gets: the listeners to serve, and
+// word to and from the master. Without a master, it is the whole program. All
+// methods may be called from many goroutines at once.
+type Worker struct {
+	seat, generation int
+	opts             Options
+	log              *slog.Logger
+	listeners        []*listener
+	byName           map[string]net.Listener
+
+	ctx    context.Context // the function's
+	cancel context.CancelCauseFunc
+	final  atomic.Bool // the sockets close for good
+	ready  atomic.Bool
+	ended  chan struct{}
+
+	mu      sync.Mutex
+	link    talker // to the master, or to one who does for it; may be nil
+	master  bool   // there is one
+	servers []supervised.Server
+	level   fleet.Level
+	reason  string
+	leaving bool
+	asked   int // questions so far
+	answers map[int]chan json.RawMessage
+}
+
+// talker is the link to the master.
+type talker interface {
+	send(f frame, fds ...int) error
+}
+
+func newWorker(opts Options, seat, generation int) *Worker {
+	return &Worker{
+		seat: seat, generation: generation,
+		opts: opts, log: opts.Logger,
+		byName:  map[string]net.Listener{},
+		answers: map[int]chan json.RawMessage{},
+		ended:   make(chan struct{}),
+	}
+}
+
+func (w *Worker) addListener(name string, s *socket) {
+	l := newListener(w, name, w.seat, s)
+	w.listeners = append(w.listeners, l)
+	w.byName[name] = l
+}
+
+// Listener returns the listener of the first endpoint. It belongs into
+// [usher.Server.Run] or Serve, or into [usher.NewListener] for a server that is
+// not net/http's: they give the socket up so that nothing is lost. A server that
+// closes it by itself loses what it has accepted and not served.
+func (w *Worker) Listener() net.Listener { return w.listeners[0] }
+
+// Listeners returns all listeners by the names of their endpoints.
+func (w *Worker) Listeners() map[string]net.Listener {
+	m := make(map[string]net.Listener, len(w.byName))
+	for name, l := range w.byName {
+		m[name] = l
+	}
+	return m
+}
+
+// Seat returns the worker's seat, from 0 on.
+func (w *Worker) Seat() int { return w.seat }
+
+// Generation returns which start of the program's code this is, from 1 on, or 0
+// without a master.
+func (w *Worker) Generation() int { return w.generation }
+
+// Ready tells the master that the worker serves. An [usher.Server] that starts
+// to serve one of the listeners calls it. Calls after the first do nothing.
+func (w *Worker) Ready() {
+	if !w.ready.Swap(true) {
+		w.tell(frame{Type: frameBeat, Ready: true})
+	}
+}
+
+// ErrNoMaster is returned by Fleet in a program without a master, or whose
+// master has died.
+var ErrNoMaster = errors.New("prefork: no master")
+
+// Fleet asks the master for its Stats.
+func (w *Worker) Fleet(ctx context.Context) (Stats, error) {
+	answer := make(chan json.RawMessage, 1)
+	w.mu.Lock()
+	if !w.master {
+		w.mu.Unlock()
+		return Stats{}, ErrNoMaster
+	}
+	w.asked++
+	n := w.asked
+	w.answers[n] = answer
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		delete(w.answers, n)
+		w.mu.Unlock()
+	}()
+	w.tell(frame{Type: frameFleet, Ask: n})
+	select {
+	case raw := <-answer:
+		var s Stats
+		if err := json.Unmarshal(raw, &s); err != nil {
+			return Stats{}, fmt.Errorf("prefork: the master's answer: %w", err)
+		}
+		return s, nil
+	case <-ctx.Done():
+		return Stats{}, fmt.Errorf("prefork: the master did not answer: %w", context.Cause(ctx))
+	case <-w.ended:
+		return Stats{}, ErrNoMaster
+	}
+}
+
+// alone reports whether there is no master, or no longer.
+func (w *Worker) alone() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.master
+}
+
+// tell sends f to the master, if there is one. What does not get through is
+// said again by the next heartbeat.
+func (w *Worker) tell(f frame) {
+	w.mu.Lock()
+	link := w.link
+	w.mu.Unlock()
+	if link == nil {
+		return
+	}
+	if err := link.send(f); err != nil && !errors.Is(err, net.ErrClosed) {
+		w.log.Warn("prefork: cannot reach the master", "error", err)
+	}
+}
+
+// serve is called by a server that begins to serve a listener.
+func (w *Worker) serve(s supervised.Server) {
+	w.mu.Lock()
+	known := false
+	for _, o := range w.servers {
+		known = known || o == s
+	}
+	if !known {
+		w.servers = append(w.servers, s)
+	}
+	level, reason := w.level, w.reason
+	w.mu.Unlock()
+	if level > 0 {
+		order(s, 0, level, reason)
+		return
+	}
+	w.Ready()
+}
+
+// order takes s from one level of stopping to another.
+func order(s supervised.Server, from, to fleet.Level, reason string) {
+	if from < fleet.LevelStop {
+		s.Stop(reason, to >= fleet.LevelQuick)
+	} else if from < fleet.LevelQuick && to >= fleet.LevelQuick {
+		s.Hurry(reason)
+	}
+	if to >= fleet.LevelNow {
+		s.EndNow(reason)
+	}
+}
+
+// stop has the worker stop, or stop faster. Final means that nobody goes on with
+// the sockets.
+func (w *Worker) stop(level fleet.Level, final bool, reason string) {
+	if final {
+		w.final.Store(true)
+	}
+	w.mu.Lock()
+	was := w.level
+	if level <= was {
+		w.mu.Unlock()
+		return
+	}
+	w.level, w.reason = level, reason
+	servers := w.servers
+	w.mu.Unlock()
+	for _, s := range servers {
+		order(s, was, level, reason)
+	}
+	for _, l := range w.listeners {
+		l.abandon()
+	}
+	w.cancel(errors.New(reason))
+}
+
+// leave is called when somebody other than the master wants this worker to
+// stop. The master puts a successor in its place first; or it is about to stop
+// all, and then the sockets need another treatment.
+func (w *Worker) leave(reason string) {
+	w.mu.Lock()
+	again := w.leaving
+	w.leaving = true
+	alone := !w.master
+	level := w.level
+	w.mu.Unlock()
+	switch {
+	case alone:
+		w.stop(level+1, true, reason)
+	case level > 0:
+		w.stop(level+1, false, reason)
+	case again:
+		w.stop(fleet.LevelStop, false, reason)
+	default:
+		w.log.Info("prefork: told to stop, asking the master for a successor", "reason", reason)
+		w.tell(frame{Type: frameLeaving})
+		go func() {
+			t := time.NewTimer(leaveTimeout * 3 / 2)
+			defer t.Stop()
+			select {
+			case <-t.C:
+				w.stop(fleet.LevelStop, false, reason)
+			case <-w.ended:
+			}
+		}()
+	}
+}
+
+// orphaned is called when the master is gone: nobody holds the sockets any more,
+// and nobody would replace this worker.
+func (w *Worker) orphaned() {
+	w.mu.Lock()
+	w.link, w.master = nil, false
+	w.mu.Unlock()
+	select {
+	case <-w.ended:
+		return
+	default:
+	}
+	w.log.Warn("prefork: the master is gone, stopping")
+	w.stop(fleet.LevelStop, true, "the master is gone")
+	// It was the master who bounded the stop.
+	go func() {
+		t := time.NewTimer(w.opts.StopTimeout)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			w.log.Error("prefork: not stopped in time, ending", "timeout", w.opts.StopTimeout)
+			os.Exit(1)
+		case <-w.ended:
+		}
+	}()
+}
+
+// handle carries out what the master says.
+func (w *Worker) handle(f frame, adopt func(seat int, endpoint string)) error {
+	switch f.Type {
+	case frameStop:
+		reason := "the master says so"
+		if f.Final {
+			reason = "the master stops"
+		}
+		w.stop(f.Level, f.Final, reason)
+	case frameOrphans:
+		for _, fresh := range f.Fresh {
+			seat, endpoint, err := freshOf(fresh)
+			if err != nil {
+				return err
+			}
+			adopt(seat, endpoint)
+		}
+		keep := map[int]bool{w.seat: true}
+		for _, seat := range f.Seats {
+			keep[seat] = true
+		}
+		for _, l := range w.listeners {
+			for _, seat := range l.seats() {
+				if !keep[seat] {
+					l.release(seat)
+				}
+			}
+		}
+	case frameFleet:
+		w.mu.Lock()
+		answer := w.answers[f.Ask]
+		delete(w.answers, f.Ask)
+		w.mu.Unlock()
+		if answer != nil {
+			answer <- f.Fleet
+		}
+	}
+	return nil
+}
+
+// seats returns whose sockets l accepts from.
+func (l *listener) seats() []int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var seats []int
+	for seat, s := range l.sockets {
+		if !s.finishing {
+			seats = append(seats, seat)
+		}
+	}
+	return seats
+}
+
+// run calls the program's function and beats meanwhile.
+func (w *Worker) run(ctx context.Context, f func(context.Context, *Worker) error) error {
+	w.ctx, w.cancel = context.WithCancelCause(ctx)
+	var beats sync.WaitGroup
+	if w.link != nil {
+		beats.Go(w.beat)
+	}
+	defer beats.Wait()
+	defer close(w.ended)
+	defer w.cancel(context.Canceled)
+	defer func() {
+		for _, l := range w.listeners {
+			l.Close()
+		}
+	}()
+	return f(w.ctx, w)
+}
+
+// beat tells the master, as long as the worker lives, how it is doing.
+func (w *Worker) beat() {
+	tick := time.NewTicker(w.opts.beatInterval())
+	defer tick.Stop()
+	var health health
+	handed := make([]uint64, len(w.listeners))
+	for {
+		b, newcomers := w.counters()
+		b.Progress = health.ok(w) && !w.stuck(handed, newcomers)
+		w.tell(frame{Type: frameBeat, Ready: w.ready.Load(), Beat: &b})
+		select {
+		case <-tick.C:
+		case <-w.ended:
+			b, _ := w.counters()
+			b.Progress = true
+			w.tell(frame{Type: frameBeat, Beat: &b})
+			return
+		}
+	}
+}
+
+// counters sums up what the servers have to say.
+func (w *Worker) counters() (b fleet.Beat, newcomers int) {
+	w.mu.Lock()
+	servers := w.servers
+	w.mu.Unlock()
+	for _, s := range servers {
+		c := s.Counters()
+		b.Requests += c.Requests
+		b.Accepted += c.Accepted
+		b.InFlight += c.InFlight
+		b.Connections += c.Connections
+		newcomers += c.Newcomers
+	}
+	for _, l := range w.listeners {
+		if n, err := l.Queued(); err == nil {
+			b.Queued += n
+		}
+	}
+	b.RSS = residentMemory()
+	return b, newcomers
+}
+
+// stuck reports whether connections have been lying about since the last beat
+// with nobody to take them: a server's Accept loop hangs. handed is what each
+// listener had handed over by then.
+func (w *Worker) stuck(handed []uint64, newcomers int) bool {
+	stuck := false
+	for i, l := range w.listeners {
+		now := l.handed.Load()
+		if now == handed[i] && l.inHand.Load() > 0 && l.waiting.Load() == 0 && newcomers == 0 {
+			stuck = true
+		}
+		handed[i] = now
+	}
+	return stuck
+}
+
+// health asks Options.Health, one call at a time.
+type health struct{ pending chan error }
+
+func (h *health) ok(w *Worker) bool {
+	if w.opts.Health == nil {
+		return true
+	}
+	limit := w.opts.HeartbeatTimeout / 2
+	if h.pending == nil {
+		h.pending = make(chan error, 1)
+		pending := h.pending
+		go func() {
+			ctx, cancel := context.WithTimeout(w.ctx, limit)
+			defer cancel()
+			var err error
+			defer func() {
+				if p := recover(); p != nil {
+					err = fmt.Errorf("panic: %v", p)
+				}
+				pending <- err
+			}()
+			err = w.opts.Health(ctx)
+		}()
+	}
+	t := time.NewTimer(w.opts.beatInterval())
+	defer t.Stop()
+	select {
+	case err := <-h.pending:
+		h.pending = nil
+		if err != nil && w.ctx.Err() == nil {
+			w.log.Warn("prefork: Health failed", "error", err)
+			return false
+		}
+		return true
+	case <-t.C:
+		return false // not yet; the next beat asks again
+	}
+}
+
+// workerEnv is how the master tells a process that it is a worker, and which.
+const workerEnv = "USHER_PREFORK_WORKER"
+
+// workerSetup is the value of workerEnv.
+type workerSetup struct {
+	Seat       int            `json:"seat"`
+	Generation int            `json:"generation"`
+	Control    int            `json:"control"` // descriptors
+	Stderr     int            `json:"stderr"`
+	Sockets    []workerSocket `json:"sockets"`
+	MaxProcs   bool           `json:"max_procs,omitempty"` // the master has set GOMAXPROCS
+}
+
+type workerSocket struct {
+	Name string `json:"name"`
+	FD   int    `json:"fd"`
+}
+
+func (s workerSetup) validate() error {
+	if s.Seat < 0 || s.Generation < 1 || len(s.Sockets) == 0 {
+		return fmt.Errorf("prefork: %s has seat %d, generation %d and %d sockets", workerEnv, s.Seat, s.Generation, len(s.Sockets))
+	}
+	seen := map[int]bool{}
+	for _, fd := range append([]int{s.Control, s.Stderr}, fdsOf(s.Sockets)...) {
+		if fd < 3 || seen[fd] {
+			return fmt.Errorf("prefork: %s has descriptor %d", workerEnv, fd)
+		}
+		seen[fd] = true
+	}
+	return nil
+}
+
+func fdsOf(sockets []workerSocket) []int {
+	fds := make([]int, len(sockets))
+	for i, s := range sockets {
+		fds[i] = s.FD
+	}
+	return fds
+}
+
+func parseSetup(value string) (workerSetup, error) {
+	var s workerSetup
+	if err := json.Unmarshal([]byte(value), &s); err != nil {
+		return s, fmt.Errorf("prefork: %s is %.80q: %w", workerEnv, value, err)
+	}
+	return s, s.validate()
+}
+
+// interrupt is leave for a person at a terminal, who does not want to wait for
+// the silent.
+func (w *Worker) interrupt(reason string) {
+	w.mu.Lock()
+	level := max(w.level+1, fleet.LevelQuick)
+	w.mu.Unlock()
+	w.stop(level, true, reason)
+}
