@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/seed-235859eb/usher/bench/process"
 )
 
 // A sample is what happened in one slice.
@@ -46,7 +48,7 @@ const (
 var contestantNames = [contestants]string{"bare", "usher", "bare again"}
 
 // startContestant starts examples/server as one of them.
-func (l *lab) startContestant(ctx context.Context, i int) (*process, error) {
+func (l *lab) startContestant(ctx context.Context, i int) (*process.Process, error) {
 	args := []string{"-addr", "127.0.0.1:0"}
 	switch {
 	case i != ushers:
@@ -54,7 +56,7 @@ func (l *lab) startContestant(ctx context.Context, i int) (*process, error) {
 	case l.usherSlots > 0:
 		args = append(args, "-slots", strconv.Itoa(l.usherSlots))
 	}
-	return l.start(ctx, l.server, nil, args...)
+	return l.start(ctx, process.Spec{Path: l.server, Args: args})
 }
 
 // orders are the orders of the slices of a round; each server follows each
@@ -135,7 +137,7 @@ func (l *lab) compare(ctx context.Context, rounds int, d time.Duration, n int, o
 // compareBatch makes some rounds with fresh processes; first is the number of
 // rounds before it.
 func (l *lab) compareBatch(ctx context.Context, first, rounds int, d time.Duration, n int, open dialWorker) (c comparison, err error) {
-	var servers [contestants]*process
+	var servers [contestants]*process.Process
 	var workers [contestants][]worker
 	var wg sync.WaitGroup
 	var ends [contestants]error
@@ -149,9 +151,9 @@ func (l *lab) compareBatch(ctx context.Context, first, rounds int, d time.Durati
 			return nil, err
 		}
 		servers[i] = p
-		defer wg.Go(func() { ends[i] = p.stop() })
+		defer wg.Go(func() { ends[i] = p.Stop() })
 		var closeAll func()
-		if workers[i], closeAll, err = openWorkers(ctx, n, open, p.addr); err != nil {
+		if workers[i], closeAll, err = openWorkers(ctx, n, open, p.Addr); err != nil {
 			return nil, err
 		}
 		defer closeAll()
@@ -174,7 +176,7 @@ func (l *lab) compareBatch(ctx context.Context, first, rounds int, d time.Durati
 }
 
 // slice keeps p busy for about d: each worker finishes what it is at.
-func slice(ctx context.Context, p *process, workers []worker, d time.Duration) (sample, error) {
+func slice(ctx context.Context, p *process.Process, workers []worker, d time.Duration) (sample, error) {
 	var (
 		wg    sync.WaitGroup
 		over  atomic.Bool
@@ -182,7 +184,7 @@ func slice(ctx context.Context, p *process, workers []worker, d time.Duration) (
 		mu    sync.Mutex
 		errs  []error
 	)
-	before, err := readCPUTimes(p.pid)
+	before, err := readCPUTimes(p.PID)
 	if err != nil {
 		return sample{}, err
 	}
@@ -214,7 +216,7 @@ func slice(ctx context.Context, p *process, workers []worker, d time.Duration) (
 	case len(errs) > 0:
 		return s, errs[0]
 	}
-	after, err := readCPUTimes(p.pid)
+	after, err := readCPUTimes(p.PID)
 	s.cpuTimes = after.minus(before)
 	return s, err
 }

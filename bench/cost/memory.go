@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/seed-235859eb/usher/bench/process"
 )
 
 // maxIdle is the budget for an idle connection, in bytes over bare.
@@ -78,9 +80,9 @@ func (l *lab) residentPerConn(ctx context.Context, kind int) (perConn float64, e
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, p.stop()) }()
+	defer func() { err = errors.Join(err, p.Stop()) }()
 	return l.growth(ctx, p, func() (float64, error) {
-		n, err := residentSize(p.pid)
+		n, err := residentSize(p.PID)
 		return float64(n), err
 	})
 }
@@ -92,14 +94,18 @@ func (l *lab) footprintPerConn(ctx context.Context, kind int) (perConn [3]float6
 	if err != nil {
 		return perConn, err
 	}
-	p, err := l.start(ctx, self, []string{childEnv + "=" + contestantNames[kind]}, strconv.Itoa(l.usherSlots))
+	p, err := l.start(ctx, process.Spec{
+		Path: self,
+		Args: []string{strconv.Itoa(l.usherSlots)},
+		Env:  []string{childEnv + "=" + contestantNames[kind]},
+	})
 	if err != nil {
 		return perConn, err
 	}
-	defer func() { err = errors.Join(err, p.stop()) }()
+	defer func() { err = errors.Join(err, p.Stop()) }()
 	var seen []footprint
 	_, err = l.growth(ctx, p, func() (float64, error) {
-		f, err := askFootprint(ctx, p.addr)
+		f, err := askFootprint(ctx, p.Addr)
 		seen = append(seen, f)
 		return 0, err
 	})
@@ -115,9 +121,9 @@ func (l *lab) footprintPerConn(ctx context.Context, kind int) (perConn [3]float6
 
 // growth calls measure before and after idle connections are made, and returns
 // the difference for each connection.
-func (l *lab) growth(ctx context.Context, p *process, measure func() (float64, error)) (float64, error) {
+func (l *lab) growth(ctx context.Context, p *process.Process, measure func() (float64, error)) (float64, error) {
 	// Once for what the first request makes.
-	if err := holdIdle(ctx, p.addr, 1, func() error { return pause(ctx, settle) }); err != nil {
+	if err := holdIdle(ctx, p.Addr, 1, func() error { return pause(ctx, settle) }); err != nil {
 		return 0, err
 	}
 	before, err := measure()
@@ -125,7 +131,7 @@ func (l *lab) growth(ctx context.Context, p *process, measure func() (float64, e
 		return 0, err
 	}
 	var after float64
-	err = holdIdle(ctx, p.addr, l.idleConns, func() (err error) {
+	err = holdIdle(ctx, p.Addr, l.idleConns, func() (err error) {
 		if err := pause(ctx, settle); err != nil {
 			return err
 		}

@@ -6,10 +6,8 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -77,21 +75,6 @@ func residentSize(pid int) (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("%s has no VmRSS: %w", f.Name(), sc.Err())
-}
-
-// kernel returns the kernel's release.
-func kernel() string {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return "unknown"
-	}
-	return unix.ByteSliceToString(u.Release[:])
-}
-
-// dieWithParent has the kernel kill the process when this one dies, so that
-// none is left even if this one is killed.
-func dieWithParent(cmd *exec.Cmd) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }
 
 // discard receives n bytes and throws them away in the kernel, uncopied.

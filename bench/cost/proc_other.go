@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os/exec"
 	"runtime"
 	"time"
 )
@@ -22,12 +21,6 @@ func busyTime() (time.Duration, error) { return 0, errNotHere }
 
 // residentSize is known on Linux only.
 func residentSize(pid int) (int64, error) { return 0, errNotHere }
-
-// kernel is known on Linux only.
-func kernel() string { return "unknown" }
-
-// dieWithParent works on Linux only.
-func dieWithParent(*exec.Cmd) {}
 
 // discard reads n bytes and throws them away.
 func discard(c *net.TCPConn, n int64) error {
