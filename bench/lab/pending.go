@@ -13,10 +13,8 @@ var errPending = errors.New("not built yet")
 
 func serveIfChild() {}
 
-func runH13(context.Context, options) (*report.Page, error)        { return nil, errPending }
-func runStaleCode(context.Context, options) (*report.Page, error)  { return nil, errPending }
-func runCrash(context.Context, options) (*report.Page, error)      { return nil, errPending }
-func runStarvation(context.Context, options) (*report.Page, error) { return nil, errPending }
-func runOverload(context.Context, options) (*report.Page, error)   { return nil, errPending }
+func runH13(context.Context, options) (*report.Page, error)       { return nil, errPending }
+func runStaleCode(context.Context, options) (*report.Page, error) { return nil, errPending }
+func runCrash(context.Context, options) (*report.Page, error)     { return nil, errPending }
 
 func writeResults(out, dir string) error { return errPending }

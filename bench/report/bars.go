@@ -11,8 +11,7 @@ import (
 const (
 	barHeight = 13
 	barStep   = 19
-	boldness  = 1.08 // how much wider bold text is
-	inset     = 6    // of what stands on a band
+	inset     = 6 // of what stands on a band
 )
 
 // labels returns those of all bars, in the order in which they first come.

@@ -26,7 +26,8 @@ var (
 
 // Sizes of type, and the height of a line of it.
 const (
-	titleSize = 15
+	boldness  = 1.08          // how much wider bold text is
+	titleSize = 15 * boldness // for its width
 	textSize  = 13
 	lineStep  = 18
 )
