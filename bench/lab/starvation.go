@@ -74,7 +74,7 @@ func starving(ctx context.Context, sleep time.Duration) (all []*starvation, vers
 			if err != nil {
 				return "", nil, err
 			}
-			return p.addr, stop, nil
+			return p.Addr, stop, nil
 		}})
 	}
 	add("net/http (no limit)", fairness.Bare, limits)
