@@ -196,15 +196,16 @@ func inheritedListener(fd int) (net.Listener, error) {
 // have come.
 func (m *Master) signal(s os.Signal, received int) int {
 	now := time.Now()
+	name := signalName(s)
 	switch s {
 	case syscall.SIGTERM, os.Interrupt:
 		received++
-		m.stop(nextLevel(s, received), s.String())
+		m.stop(nextLevel(s, received), name)
 	case syscall.SIGHUP, syscall.SIGUSR1:
 		m.tickets++
-		m.restart(m.tickets, s.String())
+		m.restart(m.tickets, name)
 	case syscall.SIGUSR2:
-		m.upgrade(context.Background(), s.String(), make(chan error, 1))
+		m.upgrade(context.Background(), name, make(chan error, 1))
 	case syscall.SIGTTIN, syscall.SIGTTOU:
 		n := m.fleet.Snapshot(now).Want
 		if s == syscall.SIGTTIN {
@@ -216,10 +217,20 @@ func (m *Master) signal(s os.Signal, received int) int {
 			m.log.Warn("prefork: cannot scale", "workers", n, "least", 1, "most", maxWorkers)
 			break
 		}
-		m.log.Info("prefork: scaling", "workers", n, "reason", s.String())
+		m.log.Info("prefork: scaling", "workers", n, "reason", name)
 		if err := m.fleet.Scale(now, n); err != nil {
 			m.log.Warn("prefork: cannot scale", "workers", n, "error", err)
 		}
 	}
 	return received
+}
+
+// signalName returns SIGHUP and not "hangup", which says something else.
+func signalName(s os.Signal) string {
+	if n, ok := s.(syscall.Signal); ok {
+		if name := unix.SignalName(n); name != "" {
+			return name
+		}
+	}
+	return s.String()
 }

@@ -100,9 +100,9 @@ func (p *workerProcess) watchSignals() {
 		case s := <-p.signals:
 			switch {
 			case s == syscall.SIGTERM:
-				p.w.leave(s.String())
+				p.w.leave(signalName(s))
 			case s == os.Interrupt && p.w.alone():
-				p.w.interrupt(s.String())
+				p.w.interrupt(signalName(s))
 			}
 		case <-p.done:
 			return
