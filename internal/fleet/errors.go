@@ -115,7 +115,11 @@ func (e *RestartError) Error() string {
 		fmt.Fprintf(&s, ": %v", *e.Exit)
 	}
 	if e.Reason != "" {
-		fmt.Fprintf(&s, ": %s", e.Reason)
+		sep := ": "
+		if e.Exit != nil {
+			sep = "; "
+		}
+		s.WriteString(sep + e.Reason)
 	}
 	if e.Err != nil {
 		fmt.Fprintf(&s, ": %v", e.Err)

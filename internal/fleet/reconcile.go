@@ -252,13 +252,14 @@ func (f *Fleet) gone(w *worker, e Exit) {
 	for _, b := range w.blame {
 		*b = x // now with the output
 	}
+	n := len(f.before)
 	if w.level == 0 && x.Class != Asked {
 		f.fail(w, x)
 	}
 	if f.ending() && w.forced {
 		f.killed = append(f.killed, x)
 	}
-	f.before = append(f.before, WorkerGone{x, f.respawnIn(s)})
+	f.before = slices.Insert(f.before, n, Action(WorkerGone{x, f.respawnIn(s)})) // before what follows from it
 	f.reconcile()
 }
 
@@ -389,7 +390,7 @@ func (f *Fleet) emitLive() {
 			}
 		}
 	}
-	if f.isLive && slices.Equal(l.Seats, f.live.Seats) && slices.Equal(l.Orphans, f.live.Orphans) && slices.Equal(l.To, f.live.To) {
+	if len(f.seats) == 0 || f.isLive && slices.Equal(l.Seats, f.live.Seats) && slices.Equal(l.Orphans, f.live.Orphans) && slices.Equal(l.To, f.live.To) {
 		return
 	}
 	f.live, f.isLive = l, true
