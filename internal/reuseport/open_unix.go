@@ -79,7 +79,8 @@ func probe(network, address string) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("address is not free: %w", err)
+		// Package net names [::] 0.0.0.0.
+		return fmt.Errorf("address %s is not free: %w", address, err)
 	}
 	return l.Close()
 }
@@ -197,10 +198,7 @@ func (g *Group) adopt(fd int) error {
 		}
 	}
 	unix.CloseOnExec(fd)
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return os.NewSyscallError("fcntl", err)
-	}
-	l, err := Listener(fd)
+	l, err := Listener(fd) // sets O_NONBLOCK
 	if err != nil {
 		return err
 	}
@@ -229,11 +227,11 @@ func checkNetwork(network string) error {
 // Listener returns a listener on the socket behind fd, which stays open and
 // the caller's. Closing the listener leaves the path of a unix socket alone.
 //
-// It does not touch O_NONBLOCK, which all processes with the socket share and
-// without which Close hangs while Accept waits (golang/go#29277). What clears
-// the flag is the Fd method of an [os.File] that comes from package net, or
-// that [os.NewFile] has made non-blocking; [net.FileListener] calls it. The
-// file here finds the flag set, and leaves it.
+// It sets O_NONBLOCK and never clears it: all processes with the socket share
+// the flag, and without it Close hangs while Accept waits (golang/go#29277).
+// What clears it is the Fd method, which [net.FileListener] calls, of an
+// [os.File] that package net made, or that itself set the flag. [os.NewFile]
+// only looks whether it is set.
 func Listener(fd int) (net.Listener, error) {
 	own, err := dup(fd)
 	if err != nil {
