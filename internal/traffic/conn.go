@@ -99,14 +99,28 @@ func (c *Conn) receive(x *Exchange) (again bool, err error) {
 // it did not, up to the deadline.
 func (c *Conn) Await(deadline time.Time) bool {
 	c.conn.SetReadDeadline(deadline)
+	return c.quiet()
+}
+
+// Watch begins to wait for the server to close an idle connection. What it
+// returns ends that, and reports whether the server did not.
+func (c *Conn) Watch() (stop func() bool) {
+	c.conn.SetReadDeadline(time.Time{})
+	open := make(chan bool, 1)
+	go func() { open <- c.quiet() }() // until stop
+	return func() bool {
+		c.conn.SetReadDeadline(time.Unix(1, 0))
+		return <-open
+	}
+}
+
+// quiet waits for the read deadline and reports whether nothing came before.
+func (c *Conn) quiet() bool {
 	_, err := c.r.Peek(1)
 	// A deadline leaves a TLS connection unusable only for writes.
 	ne, ok := err.(net.Error)
 	return ok && ne.Timeout()
 }
-
-// Interrupt ends an Await.
-func (c *Conn) Interrupt() { c.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 func (x *Exchange) pause(d time.Duration) {
 	time.Sleep(d)
