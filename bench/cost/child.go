@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"github.com/seed-235859eb/usher"
+	"github.com/seed-235859eb/usher/bench/usage"
 )
 
 // childEnv, set to usher or bare, makes this program a server that can tell
@@ -107,7 +108,7 @@ func answerFootprint(w http.ResponseWriter, r *http.Request) {
 	debug.FreeOSMemory()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	rss, err := residentSize(os.Getpid())
+	rss, err := usage.ResidentSize(os.Getpid())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return

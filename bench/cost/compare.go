@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-235859eb/usher/bench/process"
+	"github.com/seed-235859eb/usher/bench/usage"
 )
 
 // A sample is what happened in one slice.
@@ -223,13 +224,13 @@ func slice(ctx context.Context, p *process.Process, workers []worker, d time.Dur
 
 // readCPUTimes returns the times up to now.
 func readCPUTimes(pid int) (t cpuTimes, err error) {
-	if t.busy, err = busyTime(); err != nil {
+	if t.busy, err = usage.BusyTime(); err != nil {
 		return t, err
 	}
-	if t.cpu, err = cpuTime(pid); err != nil {
+	if t.cpu, err = usage.CPUTime(pid); err != nil {
 		return t, err
 	}
-	t.generator, err = cpuTime(os.Getpid())
+	t.generator, err = usage.CPUTime(os.Getpid())
 	return t, err
 }
 

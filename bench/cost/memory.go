@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-235859eb/usher/bench/process"
+	"github.com/seed-235859eb/usher/bench/usage"
 )
 
 // maxIdle is the budget for an idle connection, in bytes over bare.
@@ -82,7 +83,7 @@ func (l *lab) residentPerConn(ctx context.Context, kind int) (perConn float64, e
 	}
 	defer func() { err = errors.Join(err, p.Stop()) }()
 	return l.growth(ctx, p, func() (float64, error) {
-		n, err := residentSize(p.PID)
+		n, err := usage.ResidentSize(p.PID)
 		return float64(n), err
 	})
 }

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/seed-235859eb/usher/bench/usage"
 )
 
 const (
@@ -151,7 +153,7 @@ func (s *loaded) run(b *testing.B, depth int) workDone {
 	var over atomic.Bool
 	var total atomic.Int64
 	var wg sync.WaitGroup
-	before, err := s.CPUTime()
+	before, err := usage.CPUTime(s.PID)
 	if err != nil {
 		b.Skip(err)
 	}
@@ -178,7 +180,7 @@ func (s *loaded) run(b *testing.B, depth int) workDone {
 	}
 	wg.Wait()
 	took := time.Since(began)
-	after, err := s.CPUTime()
+	after, err := usage.CPUTime(s.PID)
 	if err != nil {
 		b.Fatal(err)
 	}

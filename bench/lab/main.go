@@ -93,7 +93,7 @@ func parse(args []string, stderr io.Writer) (command, error) {
 	fs.IntVar(&cmd.Clients, "clients", 0, "clients at a time; 0 for the experiment's own number")
 	fs.StringVar(&cmd.dir, "results", ".", "`folder` for RESULTS.md and its plots")
 	fs.DurationVar(&cmd.timeout, "timeout", 10*time.Minute, "give up on an experiment after this time")
-	fs.Usage = func() { usage(fs) }
+	fs.Usage = func() { printUsage(fs) }
 	for len(args) > 0 {
 		if err := fs.Parse(args); err != nil {
 			if errors.Is(err, flag.ErrHelp) {
@@ -111,7 +111,7 @@ func parse(args []string, stderr io.Writer) (command, error) {
 	}
 	switch {
 	case len(cmd.names) == 0 && !cmd.results:
-		usage(fs)
+		printUsage(fs)
 		return cmd, errors.New("which experiment?")
 	case cmd.Stops < 0 || cmd.Clients < 0:
 		return cmd, errors.New("-stops and -clients must not be negative")
@@ -138,7 +138,7 @@ func (cmd *command) add(name string) error {
 	return nil
 }
 
-func usage(fs *flag.FlagSet) {
+func printUsage(fs *flag.FlagSet) {
 	w := fs.Output()
 	fmt.Fprint(w, "Usage, from bench: go run ./lab NAME... [flags]\n\n")
 	for _, e := range experiments {

@@ -12,6 +12,7 @@ import (
 	"github.com/seed-235859eb/usher/bench/fairness"
 	"github.com/seed-235859eb/usher/bench/load"
 	"github.com/seed-235859eb/usher/bench/report"
+	"github.com/seed-235859eb/usher/bench/usage"
 )
 
 // What the clients and the handler of an overload are.
@@ -153,10 +154,10 @@ func (o *overloading) run(ctx context.Context, c fairness.Contender, times float
 	outcome.goodput = float64(good) / (o.length - o.warmUp).Seconds()
 	slices.Sort(outcome.waits)
 	// Not known everywhere.
-	if cpu, err := p.CPUTime(); err == nil {
+	if cpu, err := usage.CPUTime(p.PID); err == nil {
 		outcome.cpu = cpu
 	}
-	if rss, err := p.PeakRSS(); err == nil {
+	if rss, err := usage.PeakRSS(p.PID); err == nil {
 		outcome.peakRSS = rss
 	}
 	return outcome, ctx.Err()

@@ -8,6 +8,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+
+	"github.com/seed-235859eb/usher/bench/usage"
 )
 
 // usherModule is the module that this one measures.
@@ -15,7 +17,7 @@ const usherModule = "github.com/seed-235859eb/usher"
 
 // Machine says what the figures were taken on.
 func Machine() string {
-	return fmt.Sprintf("%s/%s, kernel %s, %d CPUs", runtime.GOOS, runtime.GOARCH, kernel(), runtime.NumCPU())
+	return fmt.Sprintf("%s/%s, kernel %s, %d CPUs", runtime.GOOS, runtime.GOARCH, usage.Kernel(), runtime.NumCPU())
 }
 
 // Versions returns that of Go, usher's commit, and the versions of the modules

@@ -1,6 +1,0 @@
-//go:build !linux
-
-package report
-
-// kernel is known on Linux only.
-func kernel() string { return "unknown" }
