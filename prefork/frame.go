@@ -22,6 +22,7 @@ type frame struct {
 
 	Ask   int             `json:"ask,omitempty"` // number of a question and its answer
 	Fleet json.RawMessage `json:"fleet,omitempty"`
+	Error string          `json:"error,omitempty"` // instead of Fleet
 }
 
 // Types of frames. Others are ignored: they come from another version.
@@ -32,6 +33,10 @@ const (
 	frameBeat    = "beat"    // from the worker: how it is doing
 	frameLeaving = "leaving" // from the worker: somebody else told it to stop
 )
+
+// maxAnswer bounds what the master sends at once: what does not fit into the
+// socket's buffer would break the link.
+const maxAnswer = 64 << 10
 
 // maxFrame bounds what one side keeps for the other's unfinished line.
 const maxFrame = 1 << 20

@@ -12,7 +12,7 @@ import (
 // Hooks are called in the master, one after the other, in the order of what
 // happened. They cannot hold supervision up: each gets a context of 10 s and is
 // left behind when that is over; a panic is logged. Only BeforeWorkerStart is
-// waited for, by the worker that it is about.
+// waited for, by the worker that it is about, and may run beside others.
 type Hooks struct {
 	// MasterStart is called once, when the sockets are open. The Master may be
 	// kept, to restart or scale the fleet.

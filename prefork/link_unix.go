@@ -119,8 +119,13 @@ func (l *link) receive() ([]frame, []int, error) {
 		}
 		frames, err := l.split.feed(buf[:n])
 		if len(frames) > 0 || err != nil {
-			fds := l.fds
-			l.fds = nil
+			// Those of a frame that is not whole yet may be here already.
+			mine := 0
+			for _, f := range frames {
+				mine += len(f.Fresh)
+			}
+			fds := l.fds[:min(mine, len(l.fds))]
+			l.fds = l.fds[len(fds):]
 			return frames, fds, err
 		}
 	}

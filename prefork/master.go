@@ -609,13 +609,27 @@ func (m *Master) hear(p *proc, f frame) {
 		m.log.Info("prefork: a worker was told to stop by somebody else", "seat", p.seat, "pid", p.pid)
 		m.fleet.Leaving(now, p.id)
 	case frameFleet:
-		raw, err := json.Marshal(m.stats())
-		if err != nil {
-			m.log.Error("prefork: encode Stats", "error", err)
-			return
-		}
-		p.say(m, frame{Type: frameFleet, Ask: f.Ask, Fleet: raw})
+		p.say(m, m.answer(f.Ask))
 	}
+}
+
+// answer is Stats in a frame.
+func (m *Master) answer(ask int) frame {
+	s := m.stats()
+	for i := range s.Seats {
+		s.Seats[i].LastOutput = lastBytes(s.Seats[i].LastOutput, 200)
+	}
+	f := frame{Type: frameFleet, Ask: ask}
+	raw, err := json.Marshal(s)
+	switch {
+	case err != nil:
+		f.Error = err.Error()
+	case len(raw) > maxAnswer:
+		f.Error = fmt.Sprintf("%d workers are too many for the control socket", s.Workers)
+	default:
+		f.Fleet = raw
+	}
+	return f
 }
 
 // setLive steers new connections to the seats that are served, and has those
@@ -697,8 +711,8 @@ func (m *Master) workerGone(a fleet.WorkerGone) {
 	e := exitOf(a.WorkerExit)
 	args := []any{"seat", e.Seat, "generation", e.Generation, "pid", e.PID, "class", string(e.Class), "exit", e.Error()}
 	switch {
-	case a.Class == fleet.Asked && !a.Forced:
-		m.log.Info("prefork: worker stopped", args...)
+	case a.Class == fleet.Asked && !a.Forced && e.Code == 0:
+		m.log.Info("prefork: worker stopped", "seat", e.Seat, "generation", e.Generation, "pid", e.PID, "age", e.Age)
 	case a.RespawnIn >= 0:
 		m.log.Warn("prefork: worker is gone", append(args, "next in", a.RespawnIn)...)
 	default:

@@ -19,7 +19,8 @@ import (
 // Run runs the program: f in each of Options.Workers processes, and in this one
 // the master that holds the sockets and looks after them; or, with no Workers,
 // f in this process. It is to be called once, from main, as soon as the options
-// are known: all that main does before is done by each worker again.
+// are known: all that main does before is done by each worker again, and
+// processes that main starts before inherit a worker's sockets.
 //
 // In the master, Run returns when ctx has ended or a signal has come and all
 // workers have stopped: nil if all went well, a [*StopError] if workers had to
@@ -39,6 +40,9 @@ func Run(ctx context.Context, opts Options, f func(ctx context.Context, w *Worke
 	opts = opts.withDefaults()
 	if trial() {
 		return nil
+	}
+	if opts.Recycle.Memory > 0 && residentMemory() == 0 {
+		opts.Logger.Warn("prefork: this system does not tell how much memory a process has: Options.Recycle.Memory does nothing")
 	}
 	if opts.Workers > 0 {
 		setup, worker, err := isWorker()

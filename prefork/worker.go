@@ -40,7 +40,7 @@ type Worker struct {
 	reason  string
 	leaving bool
 	asked   int // questions so far
-	answers map[int]chan json.RawMessage
+	answers map[int]chan frame
 }
 
 // talker is the link to the master.
@@ -53,7 +53,7 @@ func newWorker(opts Options, seat, generation int) *Worker {
 		seat: seat, generation: generation,
 		opts: opts, log: opts.Logger,
 		byName:  map[string]net.Listener{},
-		answers: map[int]chan json.RawMessage{},
+		answers: map[int]chan frame{},
 		ended:   make(chan struct{}),
 	}
 }
@@ -98,9 +98,11 @@ func (w *Worker) Ready() {
 // master has died.
 var ErrNoMaster = errors.New("prefork: no master")
 
-// Fleet asks the master for its Stats.
+// Fleet asks the master for its Stats. Of what workers wrote before they ended
+// it has the last line or so. With more than about a hundred workers it is an
+// error: the Stats of the [Master] itself have no limit.
 func (w *Worker) Fleet(ctx context.Context) (Stats, error) {
-	answer := make(chan json.RawMessage, 1)
+	answer := make(chan frame, 1)
 	w.mu.Lock()
 	if !w.master {
 		w.mu.Unlock()
@@ -117,9 +119,12 @@ func (w *Worker) Fleet(ctx context.Context) (Stats, error) {
 	}()
 	w.tell(frame{Type: frameFleet, Ask: n})
 	select {
-	case raw := <-answer:
+	case f := <-answer:
+		if f.Error != "" {
+			return Stats{}, fmt.Errorf("prefork: the master's answer: %s", f.Error)
+		}
 		var s Stats
-		if err := json.Unmarshal(raw, &s); err != nil {
+		if err := json.Unmarshal(f.Fleet, &s); err != nil {
 			return Stats{}, fmt.Errorf("prefork: the master's answer: %w", err)
 		}
 		return s, nil
@@ -298,7 +303,7 @@ func (w *Worker) handle(f frame, adopt func(seat int, endpoint string)) error {
 		delete(w.answers, f.Ask)
 		w.mu.Unlock()
 		if answer != nil {
-			answer <- f.Fleet
+			answer <- f
 		}
 	}
 	return nil
