@@ -31,7 +31,7 @@ table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:
 th,td{padding:.45rem .8rem;text-align:left;vertical-align:top;border-top:1px solid var(--rule)}
 td{white-space:nowrap}
 td.long{white-space:normal;min-width:14rem}
-thead th{border-top:0;background:var(--box);font-weight:600;vertical-align:bottom}
+thead th{border-top:0;min-width:4.6rem;background:var(--box);font-weight:600;vertical-align:bottom}
 tbody th{font-weight:500}
 .n{text-align:right}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.35rem 1rem;font-size:.92rem;margin:.6rem 0}

@@ -47,15 +47,27 @@ func (d *drawing) marker(i int, x, y float64, hollow bool, title string) {
 	}
 }
 
+// look returns the number of the looks of series i: those that the plot is
+// about have the first, so that it is the same in all plots.
+func (l *Lines) look(i int) (n int) {
+	for k, s := range l.Series {
+		if s.Focus == l.Series[i].Focus && k < i || s.Focus && !l.Series[i].Focus {
+			n++
+		}
+	}
+	return n
+}
+
 // stroke returns the attributes of a line of series i.
 func (l *Lines) stroke(i int) string {
-	class := fmt.Sprintf("series s%d", i%colours)
+	look := l.look(i)
+	class := fmt.Sprintf("series s%d", look%colours)
 	if l.Series[i].Focus {
 		class += " strong"
 	}
 	attributes := `class="` + class + `"`
 	// With the second round of colours the dashes are others.
-	if dash := dashes[(i+i/colours)%len(dashes)]; dash != "" && !l.Series[i].Focus {
+	if dash := dashes[(look+look/colours)%len(dashes)]; dash != "" {
 		attributes += ` stroke-dasharray="` + dash + `"`
 	}
 	return attributes
@@ -123,7 +135,7 @@ func (l *Lines) draw(d *drawing) {
 	for i, s := range l.Series {
 		entries = append(entries, legendEntry{s.Name, func(x, y float64) {
 			d.add(`<line x1="%s" y1="%s" x2="%s" y2="%s" %s/>`, px(x), px(y-4.5), px(x+sampleWidth), px(y-4.5), l.stroke(i))
-			d.marker(i, x+sampleWidth/2, y-4.5, false, "")
+			d.marker(l.look(i), x+sampleWidth/2, y-4.5, false, "")
 		}})
 	}
 	if len(entries) > 0 {
@@ -217,7 +229,7 @@ func (l *Lines) drawSeries(d *drawing, i int, x, y scale) bool {
 			continue
 		}
 		off := (y.log && p.Y <= 0) || (x.log && p.X <= 0)
-		d.marker(i, x.at(p.X), y.at(p.Y), off, fmt.Sprintf("%s: %s at %s", s.Name,
+		d.marker(l.look(i), x.at(p.X), y.at(p.Y), off, fmt.Sprintf("%s: %s at %s", s.Name,
 			withUnit(formatValue(p.Y), l.Y.Unit), withUnit(formatValue(p.X), l.X.Unit)))
 	}
 	return drawn
