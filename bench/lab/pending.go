@@ -11,9 +11,6 @@ import (
 
 var errPending = errors.New("not built yet")
 
-func serveIfChild() {}
-
-func runH13(context.Context, options) (*report.Page, error)       { return nil, errPending }
 func runStaleCode(context.Context, options) (*report.Page, error) { return nil, errPending }
 func runCrash(context.Context, options) (*report.Page, error)     { return nil, errPending }
 

@@ -1,0 +1,168 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/seed-235859eb/usher/bench/process"
+)
+
+// A workshop is where servers are made: a folder for what they need, and
+// examples/server.
+type workshop struct {
+	dir      string
+	server   string // of examples/server
+	self     string // this program, which is also some servers
+	prefork  error  // why examples/server has no workers
+	puma     string // version, or empty
+	caddy    string
+	noPuma   string // why it is not there, and what to do
+	noCaddy  string
+	versions []string // of peers
+	folders  int
+}
+
+// openWorkshop builds the server and looks for peers. It is to be closed.
+func openWorkshop(ctx context.Context) (*workshop, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "usher-lab-*")
+	if err != nil {
+		return nil, err
+	}
+	w := &workshop{dir: dir, self: self}
+	if w.server, err = process.BuildServer(ctx, dir, ""); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
+	if w.puma, err = pumaVersion(ctx); err != nil {
+		w.noPuma = fmt.Sprintf("%v; to have it: %s", err, pumaHint)
+	} else {
+		w.versions = append(w.versions, "Puma "+w.puma)
+	}
+	if w.caddy, err = caddyVersion(ctx); err != nil {
+		w.noCaddy = "no Caddy is installed; to have it: apt-get install caddy"
+	} else {
+		w.versions = append(w.versions, "Caddy "+w.caddy)
+	}
+	w.prefork = w.tryPrefork(ctx)
+	return w, nil
+}
+
+func (w *workshop) close() error { return os.RemoveAll(w.dir) }
+
+// folder makes an empty folder.
+func (w *workshop) folder() (string, error) {
+	w.folders++
+	dir := filepath.Join(w.dir, strconv.Itoa(w.folders))
+	return dir, os.Mkdir(dir, 0o777)
+}
+
+// tryPrefork says why there are no workers.
+func (w *workshop) tryPrefork(ctx context.Context) error {
+	p, err := w.startUsher(ctx, "-workers", "2")
+	if err != nil {
+		if se, ok := errors.AsType[*process.StartError](err); ok && se.State != nil && se.State.ExitCode() == 2 {
+			return errors.New("examples/server of this checkout has no workers yet")
+		}
+		return err
+	}
+	return p.Stop()
+}
+
+// startUsher starts examples/server.
+func (w *workshop) startUsher(ctx context.Context, args ...string) (*process.Process, error) {
+	return process.Start(ctx, process.Spec{
+		Path: w.server,
+		Args: append([]string{"-addr", "127.0.0.1:0"}, args...),
+		Env:  []string{"TMPDIR=" + w.dir},
+	})
+}
+
+// startChild starts this program as a server.
+func (w *workshop) startChild(ctx context.Context, spec childSpec, env ...string) (*process.Process, error) {
+	return process.Start(ctx, process.Spec{Path: w.self, Env: append(env, childEnv+"="+spec.text())})
+}
+
+// A pumaSpec is a Puma with rackApp.
+type pumaSpec struct {
+	workers     int // 0 is no cluster
+	drain, term bool
+}
+
+// rackApp reads the body and answers ok. Its first request, if it is told so,
+// sends SIGTERM to the master, if there is one, and to its own process.
+const rackApp = `
+build = ENV.fetch("LAB_BUILD_FILE", nil)
+build = build ? File.read(build) : "dev"
+termed = false
+run ->(env) {
+  if ENV["LAB_TERM"] == "1" && !termed
+    termed = true
+    master = ENV["LAB_MASTER"].to_i
+    Process.kill("TERM", master) if master != Process.pid
+    Process.kill("TERM", Process.pid)
+  end
+  env["rack.input"].read
+  [200, {"Content-Length" => "2", "X-Pid" => Process.pid.to_s, "X-Build" => build}, ["ok"]]
+}
+`
+
+func (w *workshop) startPuma(ctx context.Context, spec pumaSpec) (*process.Process, error) {
+	dir, err := w.folder()
+	if err != nil {
+		return nil, err
+	}
+	config := []string{
+		`threads 5, 5`,
+		`ENV["LAB_MASTER"] = Process.pid.to_s`, // where the configuration is read
+	}
+	if spec.drain {
+		config = append(config, "drain_on_shutdown true")
+	}
+	if spec.term {
+		config = append(config, `ENV["LAB_TERM"] = "1"`)
+	}
+	return startPumaIn(ctx, dir, spec.workers, rackApp, config...)
+}
+
+func caddyVersion(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "caddy", "version").Output()
+	version, _, _ := strings.Cut(strings.TrimSpace(string(out)), " ")
+	return version, err
+}
+
+// startCaddy starts Caddy, which answers by itself. It wants a port: one that
+// was free a moment ago.
+func (w *workshop) startCaddy(ctx context.Context) (*process.Process, error) {
+	dir, err := w.folder()
+	if err != nil {
+		return nil, err
+	}
+	addr, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	_, port, _ := strings.Cut(addr, ":")
+	file := filepath.Join(dir, "Caddyfile")
+	text := fmt.Sprintf("{\n\tadmin off\n\tauto_https off\n\tgrace_period 25s\n}\n:%s {\n\tbind 127.0.0.1\n\trespond \"ok\"\n}\n", port)
+	if err := os.WriteFile(file, []byte(text), 0o666); err != nil {
+		return nil, err
+	}
+	p, err := process.Start(ctx, process.Spec{
+		Path: "caddy", Args: []string{"run", "--config", file, "--adapter", "caddyfile"}, Dir: dir,
+		Env:   []string{"HOME=" + dir, "XDG_DATA_HOME=" + dir, "XDG_CONFIG_HOME=" + dir},
+		Ready: caddyReady, Addr: addr,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start Caddy: %w", err)
+	}
+	return p, nil
+}
