@@ -20,12 +20,16 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/seed-235859eb/usher/bench/report"
 )
 
 // config is the command line.
 type config struct {
 	only    []string
 	timeout time.Duration
+	results string
+	args    []string // the command line
 
 	slice                time.Duration
 	slices               int
@@ -82,11 +86,12 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	for _, s := range sections {
 		names = append(names, s.name)
 	}
-	var cfg config
+	cfg := config{args: args}
 	fs := flag.NewFlagSet("cost", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	only := fs.String("only", "", "measure only these, separated by commas: "+strings.Join(names, ", "))
 	fs.DurationVar(&cfg.timeout, "timeout", 15*time.Minute, "give up after this time")
+	fs.StringVar(&cfg.results, "out", "", "`folder` for a page, and for what go run ./lab results needs")
 	fs.DurationVar(&cfg.slice, "slice", 25*time.Millisecond, "length of a slice: throughput, close, and file if that is longer than 30ms")
 	fs.IntVar(&cfg.slices, "slices", 800, "slices for each server: throughput; close takes a quarter as long, file half as long")
 	fs.IntVar(&cfg.clients, "clients", 64, "connections: throughput and close")
@@ -138,6 +143,7 @@ type lab struct {
 	dir    string // for the server and what it writes; removed at the end
 	server string // the examples/server binary
 	about  string // the machine and the versions, for each result
+	page   report.Page
 }
 
 // run builds the server and measures.
@@ -164,5 +170,23 @@ func run(ctx context.Context, cfg config, out io.Writer) (err error) {
 		}
 	}
 	fmt.Fprintf(out, "took %v\n", time.Since(began).Round(time.Second))
-	return nil
+	if cfg.results == "" {
+		return nil
+	}
+	return l.save(ctx, began)
+}
+
+// save writes what was printed as a page.
+func (l *lab) save(ctx context.Context, began time.Time) error {
+	l.page.Name, l.page.Title = "cost", "What usher costs"
+	l.page.Lead = "usher against bare net/http. For throughput and CPU both are up at once as processes, and get load in short slices that alternate; " +
+		"\"bare again\" is a second bare server in the same rotation, and what it differs from 1 is noise."
+	l.page.Command = strings.Join(append([]string{"cd bench && go run ./cost"}, l.args...), " ")
+	l.page.Versions = report.Versions(ctx, "golang.org/x/net")
+	if l.usherSlots > 0 {
+		l.page.Title += fmt.Sprintf(" with Slots: %d", l.usherSlots)
+		l.page.Name += "-slots"
+	}
+	l.page.Machine, l.page.Date = report.Machine(), began
+	return l.page.Save(l.results)
 }

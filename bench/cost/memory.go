@@ -70,7 +70,7 @@ func measureMemory(ctx context.Context, l *lab) error {
 		}
 	})
 	over := median(both[ushers]) - median(both[bare])
-	fmt.Fprintf(l.out, "budget: heap and stacks <= %d over bare: %s\n\n\n", maxIdle, atMost(maxIdle, over, over, over))
+	l.say(false, "budget: heap and stacks <= %d over bare: %s", maxIdle, atMost(maxIdle, over, over, over))
 	return nil
 }
 

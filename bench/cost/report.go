@@ -3,21 +3,48 @@ package main
 import (
 	"fmt"
 	"io"
-	"text/tabwriter"
+	"strings"
 	"time"
+
+	"github.com/seed-235859eb/usher/bench/report"
 )
 
-// heading begins the result of a section.
+// heading begins the result of a section, and prints it.
 func (l *lab) heading(title string) {
+	name, text, _ := strings.Cut(title, ": ")
+	l.page.Sections = append(l.page.Sections, report.Section{Title: name, Text: text + "."})
 	fmt.Fprintf(l.out, "%s\n%s, %s\n\n", title, time.Now().UTC().Format("2006-01-02 15:04 UTC"), l.about)
 }
 
-// table writes rows of cells that are separated by tabs.
+// section is the one that was begun last.
+func (l *lab) section() *report.Section { return &l.page.Sections[len(l.page.Sections)-1] }
+
+// table prints lines of cells that are separated by tabs, the first of which
+// is the header.
 func (l *lab) table(write func(w io.Writer)) {
-	w := tabwriter.NewWriter(l.out, 0, 0, 3, ' ', 0)
-	write(w)
-	w.Flush()
-	fmt.Fprintln(l.out)
+	var lines strings.Builder
+	write(&lines)
+	var t report.Table
+	for line := range strings.Lines(lines.String()) {
+		cells := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
+		if t.Header == nil {
+			t.Header = cells
+		} else {
+			t.Rows = append(t.Rows, cells)
+		}
+	}
+	l.section().Tables = append(l.section().Tables, t)
+	fmt.Fprintln(l.out, t.Text())
+}
+
+// say prints a sentence. It ends a section if more is false.
+func (l *lab) say(more bool, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	l.section().Text += "\n\n" + strings.ToUpper(text[:1]) + text[1:] + "."
+	fmt.Fprintf(l.out, "%s\n\n", text)
+	if !more {
+		fmt.Fprintln(l.out)
+	}
 }
 
 // atMost says how a figure that lies between lo and hi compares with its
@@ -58,7 +85,7 @@ func (l *lab) printComparison(c comparison, u unit) {
 			fmt.Fprintf(w, "%s\t%.2f\t%.3f\t%.0f%%\n", name, total.rate()/u.perRate, total.cost()/u.perCost, 100*share)
 		}
 	})
-	fmt.Fprintf(l.out, "others used %.0f%% of the CPUs meanwhile\n\n", 100*max(0, c.foreign()))
+	l.say(true, "others used %.0f%% of the CPUs meanwhile", 100*max(0, c.foreign()))
 	l.table(func(w io.Writer) {
 		fmt.Fprintf(w, "ratio to bare\tmedian of %d pairs\tmin\tq1\tq3\tmax\tratio of sums\n", len(c))
 		for _, i := range []int{ushers, control} {

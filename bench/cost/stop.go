@@ -61,7 +61,7 @@ func measureStop(ctx context.Context, l *lab) error {
 			}
 		}
 	})
-	fmt.Fprintf(l.out, "budget: usher's max <= %v: %s (http.Server does not wait for hijacked connections, and closes idle ones at once)\n\n\n", maxStop, atMost(maxStop.Seconds()*1e3, worst, worst, worst))
+	l.say(false, "budget: usher's max <= %v: %s (http.Server does not wait for hijacked connections, and closes idle ones at once)", maxStop, atMost(maxStop.Seconds()*1e3, worst, worst, worst))
 	return nil
 }
 

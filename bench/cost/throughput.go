@@ -24,7 +24,7 @@ func measureThroughput(ctx context.Context, l *lab) error {
 	l.printComparison(c, requests)
 	throughput := spreadOf(paired(c.of(ushers), c.of(bare), sample.rate))
 	cpu, lo, hi := ratioOfSums(c.of(ushers), c.of(bare), sample.cost)
-	fmt.Fprintf(l.out, "budget: median throughput >= %.2f: %s; CPU per request, of sums, <= %.2f: %s\n\n\n",
+	l.say(false, "budget: median throughput >= %.2f: %s; CPU per request, of sums, <= %.2f: %s",
 		minThroughput, atLeast(minThroughput, throughput.median, throughput.lo, throughput.hi),
 		maxCPU, atMost(maxCPU, cpu, lo, hi))
 	return nil
@@ -39,7 +39,7 @@ func measureClose(ctx context.Context, l *lab) error {
 	}
 	l.heading(fmt.Sprintf("close: GET / with a connection for each request, %d at a time, %d slices of %v for each server", l.clients, rounds, l.slice))
 	l.printComparison(c, requests)
-	fmt.Fprint(l.out, "no budget\n\n\n")
+	l.say(false, "no budget")
 	return nil
 }
 
@@ -57,6 +57,6 @@ func measureFile(ctx context.Context, l *lab) error {
 	l.heading(fmt.Sprintf("file: GET /file of 16 MiB on %d keep-alive connections, %d slices of %v for each server", l.fileClients, rounds, d))
 	l.printComparison(c, unit{rate: "GiB/s", cost: "server CPU ms/GiB", perRate: 1 << 30, perCost: 1e6 / (1 << 30)})
 	cpu := spreadOf(paired(c.of(ushers), c.of(bare), sample.cost))
-	fmt.Fprintf(l.out, "budget: median CPU per byte <= %.2f: %s\n\n\n", maxCPU, atMost(maxCPU, cpu.median, cpu.lo, cpu.hi))
+	l.say(false, "budget: median CPU per byte <= %.2f: %s", maxCPU, atMost(maxCPU, cpu.median, cpu.lo, cpu.hi))
 	return nil
 }
