@@ -47,9 +47,10 @@
 //	TTIN, TTOU    a worker more, a worker fewer
 //	QUIT          dump of the master's goroutines; it ends, and the workers drain
 //
-// TERM to a worker asks the master for a successor, and stops the worker once
-// that serves. A group's or a terminal's signals, which come to all, mean what
-// they mean to the master.
+// SIGTERM that comes several times within a second counts once. TERM to a worker
+// asks the master for a successor, and stops the worker once that serves. A
+// group's or a terminal's signals, which come to all, mean what they mean to the
+// master.
 //
 // # Restarts
 //

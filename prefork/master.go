@@ -46,6 +46,7 @@ type Master struct {
 	status    string
 	fed       time.Time // when the watchdog was fed
 	watchdog  time.Duration
+	terms     burst
 	replace   func() // replaces this process when it can be done; nil if nobody wants that
 	upgrading bool
 	over      bool

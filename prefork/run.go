@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/seed-235859eb/usher"
 	"github.com/seed-235859eb/usher/internal/fleet"
@@ -220,6 +221,22 @@ func pick(name string, sockets []sdnotify.Socket) (sdnotify.Socket, error) {
 		return sdnotify.Socket{}, fmt.Errorf("systemd passed no socket of the name %q", name)
 	}
 	return sockets[i], nil
+}
+
+// A burst of SIGTERM counts as one: to a process group, to all processes of a
+// container (Heroku, more than once), or from several that saw the same. A person
+// who means it again and again is slower, and SIGINT always counts.
+type burst struct{ began time.Time }
+
+const burstTime = time.Second
+
+// more reports whether a signal belongs to the burst.
+func (b *burst) more(now time.Time) bool {
+	if !b.began.IsZero() && now.Sub(b.began) < burstTime {
+		return true
+	}
+	b.began = now
+	return false
 }
 
 // nextSignal says what a master does about a signal to stop, as the received-th.

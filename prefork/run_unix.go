@@ -199,6 +199,9 @@ func (m *Master) signal(s os.Signal, received int) int {
 	name := signalName(s)
 	switch s {
 	case syscall.SIGTERM, os.Interrupt:
+		if s == syscall.SIGTERM && m.terms.more(now) {
+			break
+		}
 		received++
 		m.stop(nextLevel(s, received), name)
 	case syscall.SIGHUP, syscall.SIGUSR1:

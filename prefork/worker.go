@@ -39,6 +39,7 @@ type Worker struct {
 	level   fleet.Level
 	reason  string
 	leaving bool
+	terms   burst
 	asked   int // questions so far
 	answers map[int]chan frame
 }
@@ -216,12 +217,15 @@ func (w *Worker) stop(level fleet.Level, final bool, reason string) {
 // all, and then the sockets need another treatment.
 func (w *Worker) leave(reason string) {
 	w.mu.Lock()
+	more := w.terms.more(time.Now())
 	again := w.leaving
 	w.leaving = true
 	alone := !w.master
 	level := w.level
 	w.mu.Unlock()
 	switch {
+	case more:
+	case level > 0 && !again: // told by somebody else first
 	case alone:
 		w.stop(level+1, true, reason)
 	case level > 0:

@@ -7,12 +7,14 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,56 +30,85 @@ import (
 var (
 	lossStops   = flag.Int("loss.stops", 2, "stops for each mode")
 	lossClients = flag.Int("loss.clients", 96, "clients")
+	lossWorkers = flag.Int("loss.workers", 4, "workers, in the part with workers")
 )
 
-// serverBinary builds the server once.
-var serverBinary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "usher-server-*")
-	if err != nil {
-		return "", err
+// parallel has a test run beside others in the quick form. The long form's
+// servers have the machine to themselves.
+func parallel(t *testing.T) {
+	if *lossStops <= 2 && !*long {
+		t.Parallel()
 	}
-	binaryDir = dir
-	name := filepath.Join(dir, "server")
-	out, err := exec.Command("go", "build", "-o", name, ".").CombinedOutput()
+}
+
+// serverBinary builds the server once.
+var serverBinary = sync.OnceValues(func() (string, error) { return buildServer("") })
+
+// buildServer builds the server with a value of X-Build.
+func buildServer(build string) (string, error) {
+	args := []string{"build", "-o", filepath.Join(binaryDir, "server"+build)}
+	if build != "" {
+		args = append(args, "-ldflags", "-X main.build="+build)
+	}
+	out, err := exec.Command("go", append(args, ".")...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	return name, nil
-})
+	return args[2], nil
+}
 
 var binaryDir string
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if binaryDir != "" {
-		os.RemoveAll(binaryDir)
+	dir, err := os.MkdirTemp("", "usher-server-*")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
+	binaryDir = dir
+	code := m.Run()
+	os.RemoveAll(dir)
 	os.Exit(code)
 }
 
-// process is a running server.
+// patience is far above what anything here takes.
+const patience = 2 * time.Minute
+
+// process is a running server, with its workers if it has any.
 type process struct {
 	cmd  *exec.Cmd
 	addr string
 
-	mu  sync.Mutex
-	log strings.Builder
-	eof chan struct{}
+	mu   sync.Mutex
+	log  []logLine
+	more chan struct{} // closed with the next line
+	eof  chan struct{} // closed when nobody is left to write to the log
+}
+
+type logLine struct {
+	text string
+	at   time.Time // when it had been read
 }
 
 var listening = regexp.MustCompile(`msg=listening addr=(\S+)`)
 
 // start starts a server on a port of the system's choice, or a unix socket,
-// and waits until it listens.
+// and waits until it serves.
 func start(t *testing.T, args ...string) *process {
 	t.Helper()
 	binary, err := serverBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{eof: make(chan struct{})}
+	return startProgram(t, binary, args...)
+}
+
+func startProgram(t *testing.T, binary string, args ...string) *process {
+	t.Helper()
+	p := &process{eof: make(chan struct{}), more: make(chan struct{})}
 	p.cmd = exec.Command(binary, append([]string{"-addr", "127.0.0.1:0"}, args...)...)
 	p.cmd.Env = append(os.Environ(), "PORT=")
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -87,45 +118,115 @@ func start(t *testing.T, args ...string) *process {
 	}
 	t.Cleanup(func() {
 		if p.cmd.ProcessState == nil {
-			p.cmd.Process.Kill()
+			p.killAll()
 			p.wait()
 		}
 		if t.Failed() {
 			t.Logf("the server's log:\n%s", p.output())
 		}
 	})
-	addr := make(chan string, 1)
-	go func() {
-		defer close(p.eof)
-		for sc := bufio.NewScanner(stderr); sc.Scan(); {
-			if m := listening.FindStringSubmatch(sc.Text()); m != nil {
-				addr <- m[1]
-			}
+	go p.read(stderr)
+	serves := "msg=listening"
+	if slices.Contains(args, "-workers") {
+		serves = "prefork: all seats serve"
+	}
+	p.await(t, serves)
+	p.addr = listening.FindStringSubmatch(p.output())[1]
+	return p
+}
+
+// read keeps the log, in which a line may be long.
+func (p *process) read(stderr io.Reader) {
+	defer close(p.eof)
+	for r := bufio.NewReader(stderr); ; {
+		line, err := r.ReadString('\n')
+		if line != "" {
 			p.mu.Lock()
-			fmt.Fprintln(&p.log, sc.Text())
+			p.log = append(p.log, logLine{line, time.Now()})
+			close(p.more)
+			p.more = make(chan struct{})
 			p.mu.Unlock()
 		}
-	}()
-	select {
-	case p.addr = <-addr:
-	case <-p.eof:
-		p.wait()
-		t.Fatalf("the server did not start: %v\n%s", p.cmd.ProcessState, p.output())
+		if err != nil {
+			return
+		}
 	}
-	return p
 }
 
 func (p *process) output() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.log.String()
+	var b strings.Builder
+	for _, line := range p.log {
+		b.WriteString(line.text)
+	}
+	return b.String()
 }
 
-// wait waits for the process to end.
+// find returns the lines that contain all of parts, and what is closed with the
+// next line.
+func (p *process) find(parts ...string) (lines []logLine, more <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, line := range p.log {
+		if !slices.ContainsFunc(parts, func(part string) bool { return !strings.Contains(line.text, part) }) {
+			lines = append(lines, line)
+		}
+	}
+	return lines, p.more
+}
+
+// await waits until the log has a line that contains all of parts, and returns
+// it.
+func (p *process) await(t *testing.T, parts ...string) logLine {
+	t.Helper()
+	return p.awaitNth(t, 1, parts...)
+}
+
+// awaitNth waits for the nth such line.
+func (p *process) awaitNth(t *testing.T, n int, parts ...string) logLine {
+	t.Helper()
+	deadline := time.After(patience)
+	for {
+		lines, more := p.find(parts...)
+		if len(lines) >= n {
+			return lines[n-1]
+		}
+		select {
+		case <-more:
+		case <-p.eof:
+			if lines, _ := p.find(parts...); len(lines) >= n {
+				return lines[n-1]
+			}
+			t.Fatalf("the server ended (%v), and its log never said %q (%d times)\n%s", p.wait(), parts, n, p.output())
+		case <-deadline:
+			t.Fatalf("the log never said %q (%d times)", parts, n)
+		}
+	}
+}
+
+// wait waits until the process has ended, and whoever it has left behind, and
+// returns its exit status.
 func (p *process) wait() error {
-	<-p.eof
+	select {
+	case <-p.eof:
+	case <-time.After(patience):
+		p.killAll()
+		<-p.eof
+		return fmt.Errorf("did not end within %v, or left somebody behind; now: %v", patience, p.cmd.Wait())
+	}
 	return p.cmd.Wait()
 }
+
+// killAll ends the process group. Its number is the process's ID, which is in
+// use as long as it has not been waited for.
+func (p *process) killAll() { syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) }
+
+// signal sends a signal to the process.
+func (p *process) signal(s syscall.Signal) { p.cmd.Process.Signal(s) }
+
+// signalGroup sends one to all of it.
+func (p *process) signalGroup(s syscall.Signal) { syscall.Kill(-p.cmd.Process.Pid, s) }
 
 // stopUnderLoad starts a server and clients, sends SIGTERM while they are busy,
 // and returns what they saw.
@@ -145,7 +246,7 @@ func stopUnderLoad(t *testing.T, cfg traffic.Config, args ...string) traffic.Res
 		mu.Lock()
 		defer mu.Unlock()
 		if after--; after == 0 {
-			p.cmd.Process.Signal(syscall.SIGTERM)
+			p.signal(syscall.SIGTERM)
 		}
 	}
 	res, err := traffic.Run(context.Background(), cfg, stop)
@@ -158,49 +259,66 @@ func stopUnderLoad(t *testing.T, cfg traffic.Config, args ...string) traffic.Res
 	return res
 }
 
+// kinds are one process, and a master with workers.
+func kinds() map[string][]string {
+	return map[string][]string{
+		"one process": nil,
+		"workers":     {"-workers", strconv.Itoa(*lossWorkers)},
+	}
+}
+
 func TestLoss(t *testing.T) {
 	for _, mode := range traffic.Modes {
-		t.Run(mode.String(), func(t *testing.T) {
-			var total traffic.Result
-			for range *lossStops {
-				res := stopUnderLoad(t, traffic.Config{Mode: mode})
-				total.Answered += res.Answered
-				total.Lost += res.Lost
-				total.Refused += res.Refused
-				for _, e := range res.Errors {
-					t.Error(e)
+		for kind, args := range kinds() {
+			t.Run(mode.String()+"/"+kind, func(t *testing.T) {
+				parallel(t)
+				var total traffic.Result
+				for range *lossStops {
+					res := stopUnderLoad(t, traffic.Config{Mode: mode}, args...)
+					total.Answered += res.Answered
+					total.Lost += res.Lost
+					total.Refused += res.Refused
+					for _, e := range res.Errors {
+						t.Error(e)
+					}
 				}
-			}
-			t.Logf("%d stops, %d clients: %d answered, %d refused, LOST = %d", *lossStops, *lossClients, total.Answered, total.Refused, total.Lost)
-			if total.Lost > 0 {
-				t.Errorf("%d requests were lost", total.Lost)
-			}
-		})
+				t.Logf("%d stops, %d clients: %d answered, %d refused, LOST = %d", *lossStops, *lossClients, total.Answered, total.Refused, total.Lost)
+				if total.Lost > 0 {
+					t.Errorf("%d requests were lost", total.Lost)
+				}
+			})
+		}
 	}
 }
 
 // TestLossVariants stops servers whose sockets are of another kind.
 func TestLossVariants(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "s")
 	for _, tt := range []struct {
 		name string
 		tls  bool
 		args []string
 	}{
 		{"tls", true, []string{"-tls"}},
-		{"unix", false, []string{"-addr", "unix:" + socket}},
+		{"unix", false, []string{"-addr", "unix:"}},
 		{"lame duck", false, []string{"-delay", "50ms"}},
 		{"max-conns", false, []string{"-max-conns", "16"}},
 	} {
 		for _, mode := range []traffic.Mode{traffic.PerRequest, traffic.KeepAlive} {
-			t.Run(tt.name+"/"+mode.String(), func(t *testing.T) {
-				for range *lossStops {
-					res := stopUnderLoad(t, traffic.Config{Mode: mode, TLS: tt.tls}, tt.args...)
-					if res.Lost > 0 {
-						t.Errorf("%d of %d requests were lost: %s", res.Lost, res.Lost+res.Answered, strings.Join(res.Errors, "; "))
+			for kind, more := range kinds() {
+				t.Run(tt.name+"/"+mode.String()+"/"+kind, func(t *testing.T) {
+					parallel(t)
+					args := slices.Concat(tt.args, more)
+					if tt.name == "unix" {
+						args[1] += filepath.Join(t.TempDir(), "s")
 					}
-				}
-			})
+					for range *lossStops {
+						res := stopUnderLoad(t, traffic.Config{Mode: mode, TLS: tt.tls}, args...)
+						if res.Lost > 0 {
+							t.Errorf("%d of %d requests were lost: %s", res.Lost, res.Lost+res.Answered, strings.Join(res.Errors, "; "))
+						}
+					}
+				})
+			}
 		}
 	}
 }
@@ -208,6 +326,7 @@ func TestLossVariants(t *testing.T) {
 // TestLossBare proves that TestLoss can see losses: net/http's own Shutdown
 // must show some.
 func TestLossBare(t *testing.T) {
+	parallel(t)
 	total := 0
 	for _, mode := range traffic.Modes {
 		lost := 0
@@ -219,33 +338,5 @@ func TestLossBare(t *testing.T) {
 	}
 	if total == 0 {
 		t.Error("http.Server.Shutdown lost nothing: this test sees nothing")
-	}
-}
-
-// TestFirstRequestStops is the reproduction of the H13 story: a handler that
-// has its own server stopped on the first of many requests.
-func TestFirstRequestStops(t *testing.T) {
-	p := start(t, "-term-on-first-request")
-	conns := make([]net.Conn, 20)
-	for i := range conns {
-		c, err := net.Dial("tcp", p.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(time.Minute))
-		conns[i] = c
-	}
-	for _, c := range conns {
-		fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: usher.test\r\nConnection: close\r\n\r\n")
-	}
-	for i, c := range conns {
-		status, err := bufio.NewReader(c).ReadString('\n')
-		if err != nil || !strings.Contains(status, "200 OK") {
-			t.Errorf("request %d: %q, %v", i+1, status, err)
-		}
-	}
-	if err := p.wait(); err != nil {
-		t.Error(err)
 	}
 }

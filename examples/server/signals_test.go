@@ -38,18 +38,6 @@ func get(t *testing.T, addr, path string) (status int, body string) {
 	return resp.StatusCode, string(b)
 }
 
-// await waits until the server's log contains s.
-func (p *process) await(t *testing.T, s string) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !strings.Contains(p.output(), s) {
-		if time.Now().After(deadline) {
-			t.Fatalf("the log never said %q", s)
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
 // TestSignals sends signals to a server with a long Delay and a silent
 // connection: it must end by what the signals say, not by its graces, which are
 // longer than the test waits for anything.
@@ -76,7 +64,7 @@ func TestSignals(t *testing.T) {
 				time.Sleep(time.Millisecond)
 			}
 			for i, sig := range tt.signals {
-				p.cmd.Process.Signal(sig)
+				p.signal(sig)
 				p.await(t, []string{"usher: stopping", "usher: second signal", "usher: signal ends everything"}[i])
 			}
 			if tt.clean && len(tt.signals) == 2 {
@@ -157,7 +145,7 @@ func TestPaths(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	p.cmd.Process.Signal(syscall.SIGTERM)
+	p.signal(syscall.SIGTERM)
 	if rest, err := io.ReadAll(er); err != nil || len(rest) > 0 {
 		t.Errorf("/echo at the end: %q, %v", rest, err)
 	}
