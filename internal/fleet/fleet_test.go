@@ -350,7 +350,7 @@ func TestIdleAndDrainingBeat(t *testing.T) {
 	s.behave = func(Spawn) behaviour { return behaviour{stop: 9 * time.Second} }
 	s.start()
 	s.restart(1)
-	s.run(time.Hour)
+	s.run(10 * time.Minute)
 	for _, g := range s.gone {
 		if g.Class != Asked || g.Forced {
 			t.Fatal(g)

@@ -41,8 +41,11 @@ func (f *Fleet) pass() {
 		f.forgive(s)
 	}
 	if !f.ending() {
-		f.rescale()
+		// These change what is wanted, in that order, before anybody is
+		// started for it.
 		f.restart()
+		for f.rescale() {
+		}
 		f.recycle()
 		for _, s := range f.seats {
 			f.fill(s)

@@ -3,6 +3,7 @@ package fleet
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -34,44 +35,46 @@ func (f *Fleet) scaling() bool {
 	return f.started && len(f.seats) > 0 && (len(f.seats) != f.want || f.last().closing)
 }
 
-// rescale moves the number of seats on by a step, if it can.
-func (f *Fleet) rescale() {
+// rescale moves the number of seats on by a step. It reports whether it could.
+func (f *Fleet) rescale() bool {
 	if f.ending() || !f.scaling() {
-		return
+		return false
 	}
 	s := f.last()
 	switch {
 	case s.closing:
-		f.close(s)
+		return f.close(s)
 	case f.roll != nil:
+		return false
 	case len(f.seats) < f.want:
 		f.addSeat()
 		f.before = append(f.before, OpenSeat{f.last().index})
 	default:
-		// Live without it goes before this.
 		s.closing, s.closedAt, f.changed = true, f.now, true
-		f.after = append(f.after, ShutSeat{s.index})
+		f.emitLive() // without it, before the next
+		f.before = append(f.before, ShutSeat{s.index})
 	}
+	return true
 }
 
-// close goes on with closing a seat. Its workers serve until no handshake for it
-// is under way any more, and as long as nobody else does.
-func (f *Fleet) close(s *seat) {
-	if len(s.workers) == 0 && f.due(s.closedAt.Add(f.cfg.HandshakeGrace)) {
+// close goes on with closing a seat, and reports whether that is done. Its
+// workers serve until no handshake for it is under way any more, and as long as
+// nobody else does.
+func (f *Fleet) close(s *seat) bool {
+	graceOver := f.due(s.closedAt.Add(f.cfg.HandshakeGrace))
+	if graceOver && len(s.workers) == 0 {
 		f.seats = f.seats[:s.index]
 		f.before = append(f.before, CloseSeat{s.index})
 		f.changed = true
-		return
+		return true
 	}
-	others := false
-	for _, o := range f.seats[:s.index] {
-		others = others || o.serves()
-	}
+	others := slices.ContainsFunc(f.seats[:s.index], (*seat).serves)
 	for _, w := range s.workers {
-		if w.phase == starting || w.phase == serving && others && f.due(s.closedAt.Add(f.cfg.HandshakeGrace)) {
+		if w.phase == starting || w.phase == serving && others && graceOver {
 			f.tell(w, LevelStop, false)
 		}
 	}
+	return false
 }
 
 // Recycle replaces the worker of a seat. One that still starts is new enough.

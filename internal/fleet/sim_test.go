@@ -35,7 +35,6 @@ type proc struct {
 	Spawn
 	pid     int
 	ready   bool
-	readyAt time.Time
 	level   Level
 	final   bool
 	dumped  bool
@@ -44,6 +43,8 @@ type proc struct {
 	hung    bool
 	gone    bool
 	beat    Beat
+
+	spawned, beaten, told, toldNow, dumpedAt, leftAt time.Time
 }
 
 func (p *proc) serves() bool { return !p.gone && p.ready && p.level == 0 && !p.dumped && !p.killed }
@@ -75,6 +76,8 @@ type sim struct {
 	over     []Over
 	asked    map[int]bool // tickets, and whether they have been answered
 	results  map[int]error
+	current  int               // the last generation to which a restart came
+	failed   map[int]time.Time // by seat
 	readyAll int
 	checks   []CanaryCheck
 	gone     []WorkerGone
@@ -90,6 +93,7 @@ func newSim(t testing.TB, cfg Config) *sim {
 	s := &sim{
 		t: t, cfg: cfg, f: New(cfg), now: epoch, procs: map[ID]*proc{}, seats: cfg.Seats,
 		gens: map[int]string{}, asked: map[int]bool{}, results: map[int]error{},
+		current: 1, failed: map[int]time.Time{},
 		behave: func(Spawn) behaviour { return behaviour{} },
 	}
 	return s
@@ -128,13 +132,14 @@ func (s *sim) step(until time.Time) bool {
 	case len(s.events) > 0 && !s.events[0].at.After(until) && (next.IsZero() || !next.Before(s.events[0].at)):
 		e := s.events[0]
 		s.events = s.events[1:]
-		s.now = e.at
+		if e.at.After(s.now) {
+			s.now = e.at
+		}
 		e.do()
 	case !next.IsZero() && !next.After(until):
-		if next.Before(s.now) {
-			s.t.Fatalf("%v: next is in the past: %v", s.since(), next.Sub(epoch))
+		if next.After(s.now) {
+			s.now = next
 		}
-		s.now = next
 		s.f.Tick(s.now)
 		defer s.progress()
 	default:
@@ -232,7 +237,7 @@ func (s *sim) ready(p *proc) {
 	if p.gone || p.dumped || p.killed || p.level > LevelStop {
 		return
 	}
-	p.ready, p.readyAt = true, s.now
+	p.ready, p.beaten = true, s.now
 	s.f.Ready(s.now, p.ID)
 	if !s.mute {
 		s.at(time.Second, func() { s.beat(p) })
@@ -250,7 +255,9 @@ func (s *sim) ready(p *proc) {
 
 func (s *sim) leaves(p *proc) {
 	if !p.gone {
-		p.leaving = true
+		if !p.leaving {
+			p.leaving, p.leftAt = true, s.now
+		}
 		s.f.Leaving(s.now, p.ID)
 	}
 }
@@ -260,7 +267,7 @@ func (s *sim) beat(p *proc) {
 		return
 	}
 	if !p.hung {
-		p.beat.Progress = true
+		p.beat.Progress, p.beaten = true, s.now
 		p.beat.Requests += p.requests
 		p.beat.Accepted += p.requests
 		p.beat.RSS = p.rss
@@ -357,7 +364,7 @@ func (s *sim) do(a Action) {
 			}
 		}
 		s.lastID = a.ID
-		p := &proc{Spawn: a, behaviour: s.behave(a)}
+		p := &proc{Spawn: a, behaviour: s.behave(a), spawned: s.now}
 		s.procs[a.ID] = p
 		s.order = append(s.order, p)
 		s.spawn(p)
@@ -374,12 +381,25 @@ func (s *sim) do(a Action) {
 		}
 		serving, first := p.serves(), p.level == 0
 		p.level, p.final = a.Level, a.Final
+		if first {
+			p.told = s.now
+		}
+		if a.Level == LevelNow {
+			p.toldNow = s.now
+		}
 		if serving && !a.Final && s.serving(p.Seat) == 0 {
-			if !p.leaving && s.shut != p.Seat+1 {
+			switch {
+			case s.shut == p.Seat+1:
+				if s.serving(-1) == 0 {
+					s.fail(a, "nobody else serves")
+				}
+			case !p.leaving:
 				s.fail(a, "nobody else serves on the seat")
+			case s.now.Sub(p.leftAt) < s.cfg.LeaveTimeout && s.failed[p.Seat].Before(p.leftAt):
+				s.fail(a, "nobody else serves on the seat, nor has anything failed")
 			}
-			if slices.Contains(s.live.Seats, p.Seat) && len(s.live.To) > 0 || !slices.Contains(s.live.Orphans, p.Seat) {
-				s.fail(a, "its seat is still in Live")
+			if !slices.Contains(s.live.Orphans, p.Seat) {
+				s.fail(a, "its seat is not an orphan yet")
 			}
 		}
 		if p.stop >= 0 && (first || a.Level == LevelNow) {
@@ -398,7 +418,15 @@ func (s *sim) do(a Action) {
 		if p.dumped || p.killed {
 			s.fail(a, "again")
 		}
-		p.dumped = true
+		switch {
+		case p.ready && s.now.Sub(p.beaten) >= s.cfg.HeartbeatTimeout:
+		case !p.ready && p.level == 0 && s.now.Sub(p.spawned) >= s.cfg.BootTimeout:
+		case p.level > 0 && s.now.Sub(p.told) >= s.cfg.StopTimeout:
+		default:
+			s.fail(a, "for nothing")
+		}
+		p.dumped, p.dumpedAt = true, s.now
+		s.failed[p.Seat] = s.now
 		if d := pick(p.dump, 100*time.Millisecond); d > 0 {
 			s.at(d, func() { s.exit(p, Exit{Code: 2, Output: "SIGQUIT\ngoroutine 1"}) })
 		}
@@ -407,6 +435,13 @@ func (s *sim) do(a Action) {
 		p := s.known(a, a.ID)
 		if p.killed {
 			s.fail(a, "again")
+		}
+		switch {
+		case p.dumped && s.now.Sub(p.dumpedAt) >= s.cfg.DumpGrace:
+		case p.level == LevelNow && s.now.Sub(p.toldNow) >= time.Second:
+		case p.dumped && (s.f.level == LevelNow || s.cfg.MaxDraining > 0): // was told to end at once
+		default:
+			s.fail(a, "too early")
 		}
 		p.killed = true
 		s.at(10*time.Millisecond, func() { s.exit(p, Exit{Signal: sigKill}) })
@@ -449,6 +484,9 @@ func (s *sim) do(a Action) {
 		line = fmt.Sprintf("ready #%d", a.ID)
 	case WorkerGone:
 		s.gone = append(s.gone, a)
+		if a.Class != Asked {
+			s.failed[a.Seat] = s.now
+		}
 		line = fmt.Sprintf("gone #%d %s", a.ID, a.Class)
 	case AllReady:
 		s.readyAll++
@@ -464,6 +502,9 @@ func (s *sim) do(a Action) {
 				s.fail(a, "nobody asks")
 			}
 			s.asked[ticket], s.results[ticket] = true, a.Err
+		}
+		if a.Err == nil {
+			s.current = max(s.current, a.Generation)
 		}
 		for _, p := range s.order {
 			if a.Err == nil && p.Generation < a.Generation {
