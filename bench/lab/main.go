@@ -41,6 +41,7 @@ var experiments = []experiment{
 	{"stale-code", "workers restart under load: who still answers with the old code?", runStaleCode},
 	{"crash", "a worker, then the master, is killed under load", runCrash},
 	{"overload", "an open loop of half to ten times capacity", runOverload},
+	{"limiter", "no incident: what a limiter costs, beside its peers", runLimiter},
 }
 
 // options are the command line.
@@ -182,6 +183,9 @@ func (e experiment) make(ctx context.Context, cmd command, out io.Writer) error 
 		return err
 	}
 	page.Name = e.name
+	if opt.Short {
+		page.Name += "-short" // which is not a result
+	}
 	page.Date = began
 	page.Machine = cmp.Or(page.Machine, report.Machine())
 	if page.Command == "" {

@@ -12,6 +12,3 @@ import (
 var errPending = errors.New("not built yet")
 
 func runStaleCode(context.Context, options) (*report.Page, error) { return nil, errPending }
-func runCrash(context.Context, options) (*report.Page, error)     { return nil, errPending }
-
-func writeResults(out, dir string) error { return errPending }

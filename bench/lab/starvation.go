@@ -104,6 +104,24 @@ func starving(ctx context.Context, sleep time.Duration) (all []*starvation, vers
 
 // runStarvation has clients keep connections that there are too few slots for.
 func runStarvation(ctx context.Context, opt options) (*report.Page, error) {
+	s, err := measureStarvation(ctx, opt)
+	if err != nil {
+		return nil, err
+	}
+	return s.page(ctx), nil
+}
+
+// starvations are what all servers did.
+type starvations struct {
+	all                        []*starvation
+	versions                   []string
+	sleep, length, floodLength time.Duration
+}
+
+// ideal is how long each request takes if all are treated alike.
+func (s *starvations) ideal() time.Duration { return s.sleep * starveClients / starveSlots }
+
+func measureStarvation(ctx context.Context, opt options) (*starvations, error) {
 	sleep, rounds, flood := 200*time.Millisecond, starveRounds, floodRounds
 	if opt.Short {
 		sleep, rounds, flood = 50*time.Millisecond, 20, 30
@@ -150,7 +168,7 @@ func runStarvation(ctx context.Context, opt options) (*report.Page, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return starvationPage(ctx, all, versions, sleep, length, floodLength), nil
+	return &starvations{all, versions, sleep, length, floodLength}, nil
 }
 
 // starve asks for so long. Clients are loops of their own, so that each is
@@ -244,16 +262,17 @@ func (c clientSeen) String() string {
 	return fmt.Sprintf("%d × %s", len(c.waits), count(int(ms(sum)/float64(len(c.waits))+.5)))
 }
 
-func starvationPage(ctx context.Context, all []*starvation, versions []string, sleep, length, floodLength time.Duration) *report.Page {
-	ideal := sleep * starveClients / starveSlots
+// page shows what came of it.
+func (s *starvations) page(ctx context.Context) *report.Page {
+	all, ideal := s.all, s.ideal()
 	p := &report.Page{
 		Title: "Keep-alive starvation",
 		Lead: fmt.Sprintf("%d keep-alive connections ask a server that has %d slots, and a handler that sleeps for %s: the case of Heroku's Router 2.0 and Puma. "+
 			"Each has one request under way at a time. Fair is %s for every request: its turn, and that of the one before it. "+
 			"All servers run at the same time, each as a process of its own; they and their clients sleep most of the time.\n\n"+
 			"For HTTP/1 a plain semaphore in the handler is fair, whoever makes it, and usher draws with it. They part where one connection brings many requests: HTTP/2.",
-			starveClients, starveSlots, millis(sleep), millis(ideal)),
-		Versions: append(peerVersions(ctx), versions...),
+			starveClients, starveSlots, millis(s.sleep), millis(ideal)),
+		Versions: append(peerVersions(ctx), s.versions...),
 	}
 	usher := all[slices.IndexFunc(all, func(s *starvation) bool { return s.focus })]
 	bars := func(s *starvation, what seen) report.Group {
@@ -300,7 +319,7 @@ func starvationPage(ctx context.Context, all []*starvation, versions []string, s
 	alone := report.Section{
 		Title: "Ten connections on five slots",
 		Text: fmt.Sprintf("For %s, in which five slots have time for %d requests. Look at how far P99 is from P50: all requests are alike, so what lies between is unfairness.",
-			seconds(length), int(length/sleep)*starveSlots),
+			seconds(s.length), int(s.length/s.sleep)*starveSlots),
 	}
 	plot := &report.Bars{
 		Title: "Time from request to answer, ten connections on five slots", XLabel: "time", YLabel: "server", Unit: "ms",
@@ -310,7 +329,7 @@ func starvationPage(ctx context.Context, all []*starvation, versions []string, s
 	beside := report.Section{
 		Title: fmt.Sprintf("An HTTP/2 connection with %d streams beside nine HTTP/1 clients", floodStreams),
 		Text: fmt.Sprintf("For %s. The nine are what is measured. Each stream asks again when it has been answered; the connection is one of ten, so that its fair share is a tenth of the answers, and the nine wait %s as before.",
-			seconds(floodLength), millis(ideal)),
+			seconds(s.floodLength), millis(ideal)),
 	}
 	besidePlot := &report.Bars{
 		Title: "The same, for nine HTTP/1 clients beside a flood over HTTP/2", XLabel: "time", YLabel: "server", Unit: "ms",
