@@ -35,7 +35,8 @@ type listener struct {
 
 	mu        sync.Mutex
 	sockets   map[int]*socket // by seat
-	started   bool            // Accept has been called: the sockets have their goroutines
+	served    bool            // a server has it
+	started   bool            // the sockets have their goroutines
 	finishing bool
 	closed    bool
 	isOver    bool
@@ -225,7 +226,12 @@ func (l *listener) release(seat int) {
 }
 
 // Served implements [supervised.Listener].
-func (l *listener) Served(s supervised.Server) { l.w.serve(s) }
+func (l *listener) Served(s supervised.Server) {
+	l.mu.Lock()
+	l.served = true
+	l.mu.Unlock()
+	l.w.serve(s)
+}
 
 // Shut implements [supervised.Listener]. New handshakes may be stopped only if
 // the whole fleet stops: the filter belongs to the socket.
@@ -264,6 +270,13 @@ func (s *socket) shut() error {
 // sockets, the queues are theirs, and the sockets are closed at once.
 func (l *listener) Finish() {
 	patient := l.w.final.Load()
+	if patient {
+		l.start() // the server is ready, and may be about to call Accept
+	}
+	l.finishAll(patient)
+}
+
+func (l *listener) finishAll(patient bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.finishing = true
@@ -273,14 +286,14 @@ func (l *listener) Finish() {
 	l.noteOver()
 }
 
-// abandon gives the sockets up if nobody has ever accepted from them: what is
-// in their queues is for others.
+// abandon gives the sockets up if no server has them: what is in their queues
+// is for others.
 func (l *listener) abandon() {
 	l.mu.Lock()
-	started := l.started
+	used := l.served || l.started
 	l.mu.Unlock()
-	if !started {
-		l.Finish()
+	if !used {
+		l.finishAll(false)
 	}
 }
 

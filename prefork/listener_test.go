@@ -208,6 +208,31 @@ func TestAbandon(t *testing.T) {
 	}
 }
 
+// TestStopBeforeAccept: a server that has said that it serves is stopped before
+// it calls Accept. What has come by then is served.
+func TestStopBeforeAccept(t *testing.T) {
+	for range 20 {
+		g := openGroup1(t)
+		w := testWorker(t)
+		l := sockets(t, g, w)
+		w.listeners = []*listener{l}
+		l.Served(finisher{l: l})
+		fill(t, g.Addr(), 20)
+		w.stop(fleet.LevelStop, true, "test")
+		if n, err := acceptAll(l); n != 20 || !errors.Is(err, net.ErrClosed) {
+			t.Fatalf("%d connections and %v, want 20 and net.ErrClosed", n, err)
+		}
+	}
+}
+
+// finisher is a server that gives its listener up when it is told to stop.
+type finisher struct {
+	supervised.Server
+	l *listener
+}
+
+func (f finisher) Stop(string, bool) { f.l.Finish() }
+
 // TestStuck: connections that lie about are a lack of progress, a long Accept or
 // a full server is not.
 func TestStuck(t *testing.T) {
