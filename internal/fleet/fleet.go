@@ -151,19 +151,15 @@ type Fleet struct {
 // A seat is a socket and the processes that serve it: one, or more while one
 // takes the place of another.
 type seat struct {
-	index    int
-	target   int       // the generation that it wants
-	workers  []*worker // oldest first
-	closing  bool
-	closedAt time.Time // when it was shut
+	SeatState // without BackoffFor and Workers
 
-	failures   int // in a row, for the backoff
-	backoff    time.Time
-	lastFailed ID
-	boots      int // failures to boot, see Config.BootTries
-	backFails  int // failures to return from an aborted restart
-	restarts   uint64
-	lastExit   *WorkerExit
+	index     int
+	target    int       // the generation that it wants
+	workers   []*worker // oldest first
+	closing   bool
+	closedAt  time.Time // when it was shut
+	backoff   time.Time // when the next worker may be started
+	backFails int       // failures to return from an aborted restart
 }
 
 type phase int
@@ -179,13 +175,17 @@ const (
 var phaseNames = []string{"starting", "serving", "stopping", "dumped", "killed"}
 
 type worker struct {
-	id      ID
-	seat    *seat
-	gen     int
-	pid     int // 0 until it is known
-	phase   phase
-	phaseAt time.Time
-	born    time.Time
+	WorkerState // without Phase and what ends in For
+
+	seat  *seat
+	phase phase
+	born  time.Time
+
+	phaseAt  time.Time // it began
+	readyAt  time.Time
+	beatAt   time.Time // the last one
+	leftAt   time.Time // Leaving
+	leaveDue bool      // LeaveGrace is over since
 
 	// The clocks by which it is judged. All of them begin anew in Late.
 	bootAt      time.Time
@@ -194,30 +194,8 @@ type worker struct {
 	ladderAt    time.Time // of the order to stop, or of the dump
 	nowAt       time.Time // of the order to end at once, if there was one
 
-	wasReady bool
-	readyAt  time.Time
-	passed   bool // its probation
-	beat     Beat
-	beatAt   time.Time
-
-	level   Level // of the order to stop, or 0
-	final   bool
-	stopFor int   // the generation of the restart that stopped it, or 0
-	judged  Class // Hung or Boot, when that has been found
-	failed  bool  // has been counted
-	forced  bool  // has been dumped or killed
-	blame   []*WorkerExit
-
-	leaving   bool
-	leftAt    time.Time
-	leaveDue  bool // LeaveGrace is over
-	leaveLost bool // its replacement failed
-
-	recycle     bool // is to be replaced
-	recycling   bool // that has begun
-	maxRequests uint64
-	maxAge      time.Duration
-	maxRSS      uint64
+	stopFor int           // the generation of the restart that stopped it, or 0
+	blame   []*WorkerExit // to be filled in when it is gone
 }
 
 // New returns a fleet that has not started.
@@ -252,15 +230,15 @@ func (f *Fleet) Start(now time.Time) {
 
 // Spawned says that the process of a worker exists.
 func (f *Fleet) Spawned(now time.Time, id ID, pid int) {
-	if w := f.workers[id]; f.event(now) && w != nil && w.pid == 0 {
-		w.pid, w.bootAt = pid, f.now
+	if w := f.workers[id]; f.event(now) && w != nil && w.PID == 0 {
+		w.PID, w.bootAt = pid, f.now
 		f.reconcile()
 	}
 }
 
 // SpawnFailed says that it could not be made.
 func (f *Fleet) SpawnFailed(now time.Time, id ID, err error) {
-	if w := f.workers[id]; f.event(now) && w != nil && w.pid == 0 {
+	if w := f.workers[id]; f.event(now) && w != nil && w.PID == 0 {
 		e := Exit{Unknown: true}
 		if err != nil {
 			e.Output = err.Error()
@@ -272,17 +250,17 @@ func (f *Fleet) SpawnFailed(now time.Time, id ID, err error) {
 // Ready says that a worker serves.
 func (f *Fleet) Ready(now time.Time, id ID) {
 	w := f.workers[id]
-	if !f.event(now) || w == nil || w.wasReady || w.phase > stopping {
+	if !f.event(now) || w == nil || w.WasReady || w.phase > stopping {
 		return
 	}
-	f.everReady, w.wasReady = true, true
+	f.everReady, w.WasReady = true, true
 	w.readyAt, w.beatAt, w.progressAt, w.probationAt = f.now, f.now, f.now, f.now
-	w.maxRequests = uint64(math.Ceil(f.jitter(float64(f.cfg.RecycleRequests), 0.1)))
-	w.maxAge = time.Duration(math.Ceil(f.jitter(float64(f.cfg.RecycleAge), 0.1)))
-	w.maxRSS = uint64(math.Ceil(f.jitter(float64(f.cfg.RecycleRSS), 0.1)))
+	w.MaxRequests = uint64(math.Ceil(f.jitter(float64(f.cfg.RecycleRequests), 0.1)))
+	w.MaxAge = time.Duration(math.Ceil(f.jitter(float64(f.cfg.RecycleAge), 0.1)))
+	w.MaxRSS = uint64(math.Ceil(f.jitter(float64(f.cfg.RecycleRSS), 0.1)))
 	if w.phase == starting {
 		w.enter(serving, f.now)
-		f.before = append(f.before, WorkerReady{w.id, w.seat.index, w.gen})
+		f.before = append(f.before, WorkerReady{w.ID, w.seat.index, w.Generation})
 	}
 	f.reconcile()
 }
@@ -297,11 +275,11 @@ func (f *Fleet) Beat(now time.Time, id ID, b Beat) {
 	if b.Progress {
 		w.progressAt = f.now
 	}
-	b.Requests = max(b.Requests, w.beat.Requests) // for the totals never fall
-	b.Accepted = max(b.Accepted, w.beat.Accepted)
-	w.beat = b
-	if w.maxRequests > 0 && b.Requests >= w.maxRequests || w.maxRSS > 0 && b.RSS >= w.maxRSS {
-		w.recycle = true
+	b.Requests = max(b.Requests, w.Beat.Requests) // for the totals never fall
+	b.Accepted = max(b.Accepted, w.Beat.Accepted)
+	w.Beat = b
+	if w.MaxRequests > 0 && b.Requests >= w.MaxRequests || w.MaxRSS > 0 && b.RSS >= w.MaxRSS {
+		w.Recycle = true
 	}
 	f.reconcile()
 }
@@ -311,8 +289,8 @@ func (f *Fleet) Beat(now time.Time, id ID, b Beat) {
 // LeaveGrace, it is told so. Otherwise it is replaced, and told to stop when the
 // replacement serves or has failed, or after LeaveTimeout.
 func (f *Fleet) Leaving(now time.Time, id ID) {
-	if w := f.workers[id]; f.event(now) && w != nil && !w.leaving {
-		w.leaving, w.leftAt = true, f.now
+	if w := f.workers[id]; f.event(now) && w != nil && !w.Leaving {
+		w.Leaving, w.leftAt = true, f.now
 		f.reconcile()
 	}
 }

@@ -405,7 +405,7 @@ func TestLateProbation(t *testing.T) {
 	s.now = s.now.Add(time.Hour)
 	s.f.Late(s.now)
 	s.take()
-	s.want("spawn", []string(nil)...)
+	s.want("spawn")
 }
 
 func TestStop(t *testing.T) {
@@ -615,10 +615,10 @@ func TestRecycleJitter(t *testing.T) {
 	s := newSim(t, cfg).start()
 	least, most := time.Hour, time.Duration(0)
 	for _, w := range s.f.workers {
-		if w.maxAge < 900*time.Second || w.maxAge > 1100*time.Second || w.maxRequests < 900 || w.maxRequests > 1100 || w.maxRSS < 1 {
-			t.Fatal(w.maxAge, w.maxRequests)
+		if w.MaxAge < 900*time.Second || w.MaxAge > 1100*time.Second || w.MaxRequests < 900 || w.MaxRequests > 1100 || w.MaxRSS < 1 {
+			t.Fatal(w.MaxAge, w.MaxRequests)
 		}
-		least, most = min(least, w.maxAge), max(most, w.maxAge)
+		least, most = min(least, w.MaxAge), max(most, w.MaxAge)
 	}
 	if most-least < 150*time.Second {
 		t.Error("little jitter:", least, most)

@@ -186,7 +186,7 @@ func (c *chaos) check() {
 	for _, o := range c.f.seats {
 		n += len(o.workers)
 		for _, w := range o.workers {
-			if w.recycling {
+			if w.Recycling {
 				recycling++
 			}
 		}

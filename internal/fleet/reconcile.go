@@ -88,7 +88,7 @@ func (w *worker) enter(p phase, now time.Time) { w.phase, w.phaseAt = p, now }
 
 // good reports whether w is what its seat wants, or may become so.
 func (w *worker) good() bool {
-	return w.phase <= serving && w.gen == w.seat.target && !w.leaveDue && !w.recycling
+	return w.phase <= serving && w.Generation == w.seat.target && !w.leaveDue && !w.Recycling
 }
 
 // best returns the worker that the seat wants if it serves.
@@ -112,7 +112,7 @@ func (f *Fleet) fill(s *seat) {
 		return
 	}
 	for _, w := range s.workers {
-		if w.leaving && !w.leaveDue && w.phase <= serving && f.due(w.leftAt.Add(f.cfg.LeaveGrace)) {
+		if w.Leaving && !w.leaveDue && w.phase <= serving && f.due(w.leftAt.Add(f.cfg.LeaveGrace)) {
 			w.leaveDue, f.changed = true, true
 		}
 	}
@@ -123,7 +123,7 @@ func (f *Fleet) fill(s *seat) {
 			good = true
 		case w.phase == starting, best != nil && w.phase == serving:
 			f.tell(w, LevelStop, false)
-		case w.phase == serving && w.leaveDue && (w.leaveLost || f.dueAfter(w.leftAt, f.cfg.LeaveTimeout)):
+		case w.phase == serving && w.leaveDue && (w.LeaveLost || f.dueAfter(w.leftAt, f.cfg.LeaveTimeout)):
 			f.tell(w, LevelStop, false)
 		}
 	}
@@ -134,10 +134,13 @@ func (f *Fleet) fill(s *seat) {
 
 func (f *Fleet) spawn(s *seat) {
 	f.lastID++
-	w := &worker{id: f.lastID, seat: s, gen: s.target, born: f.now, phaseAt: f.now, bootAt: f.now, beatAt: f.now}
+	w := &worker{
+		WorkerState: WorkerState{ID: f.lastID, Generation: s.target},
+		seat:        s, born: f.now, phaseAt: f.now, bootAt: f.now, beatAt: f.now,
+	}
 	s.workers = append(s.workers, w)
-	f.workers[w.id] = w
-	f.after = append(f.after, Spawn{w.id, s.index, w.gen})
+	f.workers[w.ID] = w
+	f.after = append(f.after, Spawn{w.ID, s.index, w.Generation})
 	f.changed = true
 }
 
@@ -146,18 +149,18 @@ func (f *Fleet) tell(w *worker, level Level, final bool) {
 	if level == LevelNow && w.nowAt.IsZero() {
 		w.nowAt, f.changed = f.now, true
 	}
-	if w.phase > stopping || level <= w.level && (w.final || !final) {
+	if w.phase > stopping || level <= w.Level && (w.Final || !final) {
 		return
 	}
-	if w.level == 0 {
+	if w.Level == 0 {
 		w.enter(stopping, f.now)
 		w.ladderAt = f.now
-		if f.roll != nil && w.gen != w.seat.target {
+		if f.roll != nil && w.Generation != w.seat.target {
 			w.stopFor = f.roll.gen
 		}
 	}
-	w.level, w.final = max(w.level, level), w.final || final
-	f.after = append(f.after, StopWorker{w.id, w.level, w.final})
+	w.Level, w.Final = max(w.Level, level), w.Final || final
+	f.after = append(f.after, StopWorker{w.ID, w.Level, w.Final})
 	f.changed = true
 }
 
@@ -169,11 +172,11 @@ const endsAtOnce = time.Second
 // to nobody else, and SIGKILL.
 func (f *Fleet) judge(w *worker) {
 	if w.phase == serving {
-		if !w.passed && f.due(w.probationAt.Add(f.cfg.Probation)) {
-			w.passed, f.changed = true, true
+		if !w.Passed && f.due(w.probationAt.Add(f.cfg.Probation)) {
+			w.Passed, f.changed = true, true
 		}
-		if !w.recycle && f.dueAfter(w.readyAt, w.maxAge) {
-			w.recycle, f.changed = true, true
+		if !w.Recycle && f.dueAfter(w.readyAt, w.MaxAge) {
+			w.Recycle, f.changed = true, true
 		}
 	}
 	switch {
@@ -188,7 +191,7 @@ func (f *Fleet) judge(w *worker) {
 	case w.phase == killed: // nothing else helps
 		return
 	case !w.nowAt.IsZero(): // see below
-	case w.wasReady && f.dueAfter(w.progressAt, f.cfg.HeartbeatTimeout):
+	case w.WasReady && f.dueAfter(w.progressAt, f.cfg.HeartbeatTimeout):
 		f.dump(w, fmt.Sprintf("no progress for %v", f.cfg.HeartbeatTimeout), Hung)
 	case w.phase == stopping && f.dueAfter(w.ladderAt, f.cfg.StopTimeout):
 		f.dump(w, fmt.Sprintf("still there %v after the order to stop", f.cfg.StopTimeout), "")
@@ -200,38 +203,38 @@ func (f *Fleet) judge(w *worker) {
 
 func (f *Fleet) dump(w *worker, why string, judged Class) {
 	w.enter(dumped, f.now)
-	w.ladderAt, w.forced, w.judged = f.now, true, judged
-	f.after = append(f.after, Dump{w.id, why})
+	w.ladderAt, w.Forced, w.Judged = f.now, true, judged
+	f.after = append(f.after, Dump{w.ID, why})
 	f.changed = true
-	if w.level == 0 {
+	if w.Level == 0 {
 		f.fail(w, w.exit(f.now, Exit{Unknown: true}))
 	}
 }
 
 func (f *Fleet) kill(w *worker, why string) {
 	w.enter(killed, f.now)
-	w.forced = true
-	f.after = append(f.after, Kill{w.id, why})
+	w.Forced = true
+	f.after = append(f.after, Kill{w.ID, why})
 	f.changed = true
 }
 
 // forgive forgets a seat's failures when a worker that came after them is well.
 func (f *Fleet) forgive(s *seat) {
-	if w := s.best(); w != nil && w.id > s.lastFailed && s.failures > 0 && f.due(w.readyAt.Add(f.cfg.HealthyAfter)) {
-		s.failures, f.changed = 0, true
+	if w := s.best(); w != nil && w.ID > s.LastFailed && s.Failures > 0 && f.due(w.readyAt.Add(f.cfg.HealthyAfter)) {
+		s.Failures, f.changed = 0, true
 	}
 }
 
 // exit returns what to say of the end of w.
 func (w *worker) exit(now time.Time, e Exit) WorkerExit {
-	x := WorkerExit{w.id, w.seat.index, w.gen, w.pid, Code, e, now.Sub(w.born), w.wasReady, w.forced}
+	x := WorkerExit{w.ID, w.seat.index, w.Generation, w.PID, Code, e, now.Sub(w.born), w.WasReady, w.Forced}
 	clean := e.Code == 0 && e.Signal == 0 && !e.Unknown
 	switch {
-	case w.judged != "":
-		x.Class = w.judged
-	case w.level > 0 || w.leaving && clean:
+	case w.Judged != "":
+		x.Class = w.Judged
+	case w.Level > 0 || w.Leaving && clean:
 		x.Class = Asked
-	case !w.wasReady:
+	case !w.WasReady:
 		x.Class = Boot
 	case e.Signal == sigKill && !e.Unknown:
 		x.Class = Killed
@@ -247,19 +250,19 @@ func (w *worker) exit(now time.Time, e Exit) WorkerExit {
 func (f *Fleet) gone(w *worker, e Exit) {
 	s := w.seat
 	s.workers = slices.DeleteFunc(s.workers, func(o *worker) bool { return o == w })
-	delete(f.workers, w.id)
-	f.requests += w.beat.Requests
-	f.accepted += w.beat.Accepted
+	delete(f.workers, w.ID)
+	f.requests += w.Beat.Requests
+	f.accepted += w.Beat.Accepted
 	x := w.exit(f.now, e)
-	s.lastExit = &x
+	s.LastExit = &x
 	for _, b := range w.blame {
 		*b = x // now with the output
 	}
 	n := len(f.before)
-	if w.level == 0 && x.Class != Asked {
+	if w.Level == 0 && x.Class != Asked {
 		f.fail(w, x)
 	}
-	if f.ending() && w.forced {
+	if f.ending() && w.Forced {
 		f.killed = append(f.killed, x)
 	}
 	f.before = slices.Insert(f.before, n, Action(WorkerGone{x, f.respawnIn(s)})) // before what follows from it
@@ -277,51 +280,59 @@ func (f *Fleet) respawnIn(s *seat) time.Duration {
 // fail counts a failure of a worker, once. That is when it is found to hang
 // rather than when it is gone, as its place is free from then on.
 func (f *Fleet) fail(w *worker, x WorkerExit) {
-	if w.failed {
+	if w.Failed {
 		return
 	}
 	s := w.seat
-	w.failed, s.lastFailed = true, w.id
-	s.restarts++
+	w.Failed, s.LastFailed = true, w.ID
+	s.Restarts++
 	f.nCrashes++
 	if f.ending() {
 		return
 	}
 	for _, o := range s.workers {
-		o.leaveLost = o.leaveLost || o.leaveDue && o.id < w.id
+		o.LeaveLost = o.LeaveLost || o.leaveDue && o.ID < w.ID
 	}
-	if w.gen == s.target {
+	if w.Generation == s.target {
 		f.backOff(s)
 	}
 	switch {
 	case f.failTry(w, x):
 		return // has a budget of its own
-	case w.gen != f.gen && (f.roll == nil || w.gen != f.roll.gen || f.roll.back):
+	case w.Generation != f.gen && (f.roll == nil || w.Generation != f.roll.gen || f.roll.back):
 		return // will not come back
 	case s.serves():
 		return // somebody else serves there: nothing is lost but a try to replace that one
 	}
-	if !w.wasReady && !f.everReady {
-		if s.boots++; s.boots == f.cfg.BootTries {
-			f.quit(w, x, fmt.Sprintf("no worker was ever ready, and seat %d has tried %d times", s.index, s.boots))
+	if !w.WasReady && !f.everReady {
+		if s.Boots++; s.Boots == f.cfg.BootTries {
+			f.quit(w, x, fmt.Sprintf("no worker was ever ready, and seat %d has tried %d times", s.index, s.Boots))
 		}
 	}
-	if f.cfg.CrashWindow > 0 {
-		f.crashes = slices.DeleteFunc(f.crashes, func(t time.Time) bool { return f.now.Sub(t) >= f.cfg.CrashWindow })
-		if f.crashes = append(f.crashes, f.now); len(f.crashes) > f.cfg.CrashLimit {
-			f.quit(w, x, fmt.Sprintf("%d workers failed within %v", len(f.crashes), f.cfg.CrashWindow))
-		}
+	if f.cfg.CrashWindow <= 0 {
+		return
+	}
+	f.crashes = slices.DeleteFunc(f.crashes, func(t time.Time) bool { return f.now.Sub(t) >= f.cfg.CrashWindow })
+	if f.crashes = append(f.crashes, f.now); len(f.crashes) <= f.cfg.CrashLimit {
+		return
+	}
+	why := fmt.Sprintf("%d workers failed within %v", len(f.crashes), f.cfg.CrashWindow)
+	if w.Generation == f.gen {
+		f.quit(w, x, why)
+	} else { // there is a way back
+		f.crashes = nil
+		f.abortFor(w, x, why)
 	}
 }
 
 // backOff sets when the seat's next worker may be started.
 func (f *Fleet) backOff(s *seat) {
-	s.failures++
+	s.Failures++
 	s.backoff = f.now
-	if s.failures == 1 {
+	if s.Failures == 1 {
 		return
 	}
-	d := float64(f.cfg.BackoffBase) * math.Exp2(float64(min(s.failures-2, 60)))
+	d := float64(f.cfg.BackoffBase) * math.Exp2(float64(min(s.Failures-2, 60)))
 	if f.cfg.BackoffMax > 0 {
 		d = min(d, float64(f.cfg.BackoffMax))
 	}
@@ -382,7 +393,7 @@ func (f *Fleet) emitLive() {
 		}
 		for _, w := range s.workers {
 			if w.phase == serving {
-				l.To = append(l.To, w.id)
+				l.To = append(l.To, w.ID)
 			}
 		}
 	}
@@ -406,7 +417,7 @@ func (f *Fleet) allReady() {
 		return
 	}
 	for _, s := range f.seats {
-		if !slices.ContainsFunc(s.workers, func(w *worker) bool { return w.phase == serving && w.gen == s.target }) {
+		if !slices.ContainsFunc(s.workers, func(w *worker) bool { return w.phase == serving && w.Generation == s.target }) {
 			return
 		}
 	}

@@ -70,7 +70,7 @@ func (f *Fleet) restart() {
 		f.changed = true
 		for _, w := range f.workers {
 			if w.phase <= serving {
-				w.recycling = false // it goes anyway, in its turn
+				w.Recycling = false // it goes anyway, in its turn
 			}
 		}
 	}
@@ -105,7 +105,7 @@ func (f *Fleet) rollOn(r *roll) bool {
 			return false
 		}
 	}
-	return !slices.ContainsFunc(f.seats, func(s *seat) bool { return !s.closing && !s.best().passed })
+	return !slices.ContainsFunc(f.seats, func(s *seat) bool { return !s.closing && !s.best().Passed })
 }
 
 // clear reports whether the first worker of a generation is not the last one.
@@ -113,11 +113,11 @@ func (f *Fleet) clear(w *worker) bool {
 	r := f.roll
 	switch {
 	case f.cfg.Canary <= 0:
-		r.cleared = w.passed
-	case r.checked != w.id && f.due(w.probationAt.Add(f.cfg.Canary)):
-		r.checked = w.id
+		r.cleared = w.Passed
+	case r.checked != w.ID && f.due(w.probationAt.Add(f.cfg.Canary)):
+		r.checked = w.ID
 		r.asked++
-		f.answers = append(f.answers, CanaryCheck{r.gen, w.id})
+		f.answers = append(f.answers, CanaryCheck{r.gen, w.ID})
 		f.changed = true
 	}
 	return r.cleared
@@ -133,7 +133,7 @@ func (s *seat) moved() bool {
 // held against it.
 func (f *Fleet) setTarget(s *seat, gen int) {
 	if s.target != gen {
-		s.target, s.failures, s.backoff = gen, 0, time.Time{}
+		s.target, s.Failures, s.backoff = gen, 0, time.Time{}
 		f.changed = true
 	}
 }
@@ -168,17 +168,21 @@ func (f *Fleet) failTry(w *worker, x WorkerExit) bool {
 	r := f.roll
 	switch {
 	case r == nil:
-	case r.back && w.gen == f.gen:
+	case r.back && w.Generation == f.gen:
 		w.seat.backFails++
-	case !r.back && w.gen == r.gen && (!w.passed || w.seat.index == 0 && !r.cleared):
+	case !r.back && w.Generation == r.gen && (!w.Passed || w.seat.index == 0 && !r.cleared):
 		if r.tries++; r.tries >= f.cfg.RestartTries {
-			e := &RestartError{Generation: r.gen, Seat: w.seat.index, Exit: &x}
-			w.blame = append(w.blame, e.Exit)
-			f.abort(e)
+			f.abortFor(w, x, "")
 		}
 		return true
 	}
 	return false
+}
+
+// abortFor is abort because of the end of a worker.
+func (f *Fleet) abortFor(w *worker, x WorkerExit, why string) {
+	w.blame = append(w.blame, &x)
+	f.abort(&RestartError{Generation: w.Generation, Seat: w.seat.index, Exit: &x, Reason: why})
 }
 
 // abort turns a restart around.
@@ -193,19 +197,25 @@ func (f *Fleet) abort(e *RestartError) {
 	}
 }
 
-// rollBack ends an aborted restart when all seats are back. If one cannot come
-// back, as its old program does not start any more either, and a restart waits
-// that may be the remedy, then that does not wait any longer.
+// backTries is how many workers of the old generation may fail on a seat before
+// it is said that it does not come back.
+const backTries = 3
+
+// rollBack ends an aborted restart when all seats are back. If one of them does
+// not come back, as the old program does not start any more either, then that is
+// the answer: the seat goes on trying, but somebody has to know, and the next
+// restart may be the remedy.
 func (f *Fleet) rollBack(r *roll) {
 	for _, s := range f.seats {
 		if s.closing || s.moved() {
 			continue
 		}
-		if s.backFails < f.cfg.RestartTries || len(f.pending) == 0 {
+		if s.backFails < backTries {
 			return
 		}
 		r.err.Reason = f.notBack(s)
-		f.endRoll()
+		f.answer(r.gen, r.tickets, r.err)
+		f.roll, f.announce, f.changed = nil, true, true
 		return
 	}
 	r.err.BackOn = f.gen
@@ -215,8 +225,8 @@ func (f *Fleet) rollBack(r *roll) {
 // notBack says that a seat did not return from an aborted restart.
 func (f *Fleet) notBack(s *seat) string {
 	why := fmt.Sprintf("generation %d does not come back on seat %d either", f.gen, s.index)
-	if s.lastExit != nil && s.lastExit.Generation == f.gen {
-		why += fmt.Sprintf(": %v", *s.lastExit)
+	if s.LastExit != nil && s.LastExit.Generation == f.gen {
+		why += fmt.Sprintf(": %v", *s.LastExit)
 	}
 	return why
 }
@@ -232,7 +242,7 @@ func (f *Fleet) endRoll() {
 func (f *Fleet) finish() {
 	f.finishing = slices.DeleteFunc(f.finishing, func(e *finish) bool {
 		for _, w := range f.workers {
-			if e.err == nil && w.gen < e.gen || e.err != nil && w.gen == e.gen {
+			if e.err == nil && w.Generation < e.gen || e.err != nil && w.Generation == e.gen {
 				return false
 			}
 		}
@@ -287,14 +297,14 @@ func (f *Fleet) boundDraining() {
 	}
 	var gens []int
 	for _, w := range f.workers {
-		if w.phase >= stopping && w.gen != f.gen && (f.roll == nil || w.gen != f.roll.gen) && !slices.Contains(gens, w.gen) {
-			gens = append(gens, w.gen)
+		if w.phase >= stopping && w.Generation != f.gen && (f.roll == nil || w.Generation != f.roll.gen) && !slices.Contains(gens, w.Generation) {
+			gens = append(gens, w.Generation)
 		}
 	}
 	slices.Sort(gens)
 	for _, s := range f.seats {
 		for _, w := range s.workers {
-			if i := slices.Index(gens, w.gen); i >= 0 && i < len(gens)-f.cfg.MaxDraining && w.phase >= stopping {
+			if i := slices.Index(gens, w.Generation); i >= 0 && i < len(gens)-f.cfg.MaxDraining && w.phase >= stopping {
 				f.tell(w, LevelNow, false)
 			}
 		}

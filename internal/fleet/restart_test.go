@@ -295,36 +295,12 @@ func TestRestartAbortsLate(t *testing.T) {
 	)
 }
 
-// TestRestartNoWayBack: the old program does not start any more either. When the
-// budget ends it the answer says so.
+// TestRestartNoWayBack: the old program does not start any more either. That is
+// said, and another restart is the way out; if there is none the budget ends it.
 func TestRestartNoWayBack(t *testing.T) {
-	cfg := config(2)
-	s := newSim(t, cfg).start()
-	s.behave = func(a Spawn) behaviour {
-		if a.Generation == 1 {
-			return behaviour{bootExit: &Exit{Code: 1, Output: "gone"}}
-		}
-		return behaviour{die: 2 * time.Second, exit: Exit{Code: 1, Output: "new"}}
-	}
-	s.restart(1)
-	s.run(10 * time.Minute)
-	if len(s.over) != 0 {
-		t.Fatal(s.over) // ten a minute are allowed
-	}
-	s.f.cfg.BackoffMax = 2 * time.Second
-	s.run(10 * time.Minute)
-	s.want("done",
-		`10m23s done [1] g2 restart to generation 2 aborted: seat 0: worker 1004 of generation 2 exited after 3s: exit status 1: "new"; generation 1 does not come back on seat 0 either: worker 1080 of generation 1 ended before it was ready, after 1s: exit status 1: "gone"`,
-	)
-}
-
-// TestRestartOutOfAWreck: neither the new nor the old program starts, and there
-// is a third that does.
-func TestRestartOutOfAWreck(t *testing.T) {
-	cfg := config(2)
-	cfg.CrashLimit = 1000
-	s := newSim(t, cfg).start()
-	s.behave = func(a Spawn) behaviour {
+	const aborted = `done [1] g2 restart to generation 2 aborted: seat 0: worker 1004 of generation 2 exited after 3s: exit status 1: "new"; ` +
+		`generation 1 does not come back on seat 0 either: worker 1007 of generation 1 ended before it was ready, after 1s: exit status 1: "gone"`
+	behave := func(a Spawn) behaviour {
 		switch a.Generation {
 		case 1:
 			return behaviour{bootExit: &Exit{Code: 1, Output: "gone"}}
@@ -333,19 +309,65 @@ func TestRestartOutOfAWreck(t *testing.T) {
 		}
 		return behaviour{}
 	}
+	cfg := config(2)
+	s := newSim(t, cfg).start()
+	s.behave = behave
 	s.restart(1)
-	s.run(time.Minute)
-	if s.asked[1] {
-		t.Fatal(s.results[1])
-	}
-	s.lines = nil
+	s.run(30 * time.Second)
+	s.want("gen done", "2s gen 2", "12s "+aborted)
 	s.restart(2)
 	s.run(time.Minute)
-	s.want("gen done",
-		"1m2s gen 3",
-		`1m2s done [1] g2 restart to generation 2 aborted: seat 0: worker 1004 of generation 2 exited after 3s: exit status 1: "new"; generation 1 does not come back on seat 0 either: worker 1013 of generation 1 ended before it was ready, after 1s: exit status 1: "gone"`,
-		"1m14s done [2] g3 <nil>",
-	)
+	s.want("gen done all", "32s gen 3", "44s done [2] g3 <nil>", "44s all ready")
+
+	cfg.BackoffMax = 2 * time.Second
+	s = newSim(t, cfg).start()
+	s.behave = behave
+	s.restart(1)
+	s.run(2 * time.Minute)
+	s.want("gen done over", "2s gen 2", "12s "+aborted,
+		`37s over gave up: 11 workers failed within 1m0s; the last: seat 0: worker 1015 of generation 1 ended before it was ready, after 1s: exit status 1: "gone"`)
+
+	// If that is on its last try anyway it is all said at once.
+	cfg.CrashLimit = 1
+	s = newSim(t, cfg).start()
+	s.behave = behave
+	s.restart(1)
+	s.run(2 * time.Minute)
+	s.want("gen done", "2s gen 2", "10s "+strings.ReplaceAll(aborted, "1007", "1006"))
+
+	// As long as the new worker serves, nobody gives up: it is disapproved of,
+	// but better than nothing.
+	cfg.Canary = time.Second
+	s = newSim(t, cfg).start()
+	s.behave = broken(1, behaviour{bootExit: &Exit{Code: 1}})
+	s.verdict = func(CanaryCheck) error { return errors.New("no") }
+	s.restart(1)
+	s.run(time.Hour)
+	if len(s.over) > 0 || s.results[1] == nil || !slices.Equal(s.generations(), []int{2, 1}) {
+		t.Error(s.over, s.results[1], s.generations())
+	}
+}
+
+// TestRestartBudget: a new program that fails only after its probation does not
+// end the fleet either, as long as there is a way back.
+func TestRestartBudget(t *testing.T) {
+	cfg := config(12)
+	cfg.CrashLimit, cfg.MaxSurge = 5, 1
+	s := newSim(t, cfg).start()
+	s.behave = func(a Spawn) behaviour {
+		if a.Generation == 2 {
+			return behaviour{die: 5500 * time.Millisecond, exit: Exit{Code: 1}}
+		}
+		return behaviour{stop: 3 * time.Second}
+	}
+	s.restart(1)
+	s.run(5 * time.Minute)
+	if err := s.results[1]; err == nil || !strings.Contains(err.Error(), "exit status 1; 6 workers failed within 1m0s; back on generation 1") {
+		t.Error(err)
+	}
+	if len(s.over) > 0 || !slices.Equal(s.generations(), all(12, 1)) {
+		t.Error(s.over, s.generations())
+	}
 }
 
 // TestRestartFromACrashLoop: a new program is tried at once, whatever the

@@ -86,7 +86,7 @@ func (f *Fleet) Recycle(now time.Time, seat int) error {
 		return fmt.Errorf("fleet: no seat %d", seat)
 	}
 	if w := f.seats[seat].best(); w != nil {
-		w.recycle = true
+		w.Recycle = true
 		f.reconcile()
 	}
 	return nil
@@ -101,14 +101,14 @@ func (f *Fleet) recycle() {
 	}
 	var next *worker
 	for _, w := range f.workers {
-		if w.recycling {
+		if w.Recycling {
 			return
 		}
-		if w.recycle && w.phase == serving && w.good() && !w.seat.closing && (next == nil || w.id < next.id) {
+		if w.Recycle && w.phase == serving && w.good() && !w.seat.closing && (next == nil || w.ID < next.ID) {
 			next = w
 		}
 	}
 	if next != nil {
-		next.recycling, f.changed = true, true
+		next.Recycling, f.changed = true, true
 	}
 }

@@ -510,7 +510,7 @@ func (s *sim) do(a Action) {
 			if a.Err == nil && p.Generation < a.Generation {
 				s.fail(a, "an older worker is there")
 			}
-			if a.Err != nil && p.Generation == a.Generation && !s.stopped {
+			if e, _ := errors.AsType[*RestartError](a.Err); e != nil && e.BackOn != 0 && !s.stopped && p.Generation == a.Generation {
 				s.fail(a, "a worker of the aborted generation is there")
 			}
 		}

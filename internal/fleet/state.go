@@ -64,34 +64,34 @@ func (f *Fleet) Snapshot(now time.Time) Snapshot {
 			Seat:       o.index,
 			Target:     o.target,
 			Closing:    o.closing,
-			Restarts:   o.restarts,
+			Restarts:   o.Restarts,
 			BackoffFor: max(0, o.backoff.Sub(f.now)),
 			Workers:    []WorkerSnapshot{},
 		}
-		if o.lastExit != nil {
-			x := *o.lastExit
+		if o.LastExit != nil {
+			x := *o.LastExit
 			seat.LastExit = &x
 		}
 		for _, w := range o.workers {
-			s.Requests += w.beat.Requests
-			s.Accepted += w.beat.Accepted
+			s.Requests += w.Beat.Requests
+			s.Accepted += w.Beat.Accepted
 			state := phaseNames[w.phase]
 			if w.phase == serving {
 				s.Serving++
-				if w.leaving {
+				if w.Leaving {
 					state = "leaving"
 				}
 			}
 			seat.Workers = append(seat.Workers, WorkerSnapshot{
-				ID:         w.id,
+				ID:         w.ID,
 				Seat:       o.index,
-				Generation: w.gen,
-				PID:        w.pid,
+				Generation: w.Generation,
+				PID:        w.PID,
 				State:      state,
 				StateFor:   f.now.Sub(w.phaseAt),
 				Age:        f.now.Sub(w.born),
 				BeatAge:    f.now.Sub(w.beatAt),
-				Beat:       w.beat,
+				Beat:       w.Beat,
 			})
 		}
 		s.Seats = append(s.Seats, seat)
@@ -119,11 +119,11 @@ type State struct {
 
 // A SeatState is the part of a [State] for one seat.
 type SeatState struct {
-	Failures   int           `json:"failures"`
+	Failures   int           `json:"failures"` // in a row, for the backoff
 	BackoffFor time.Duration `json:"backoff_ns"`
 	LastFailed ID            `json:"last_failed"`
-	Boots      int           `json:"boots"`
-	Restarts   uint64        `json:"restarts"`
+	Boots      int           `json:"boots"`    // failures to boot, see Config.BootTries
+	Restarts   uint64        `json:"restarts"` // failures of any kind
 	LastExit   *WorkerExit   `json:"last_exit"`
 	Workers    []WorkerState `json:"workers"`
 }
@@ -132,23 +132,24 @@ type SeatState struct {
 type WorkerState struct {
 	ID          ID            `json:"id"`
 	Generation  int           `json:"generation"`
-	PID         int           `json:"pid"`
+	PID         int           `json:"pid"` // 0 until it is known
 	Phase       string        `json:"phase"`
 	PhaseFor    time.Duration `json:"phase_ns"`
-	Age         time.Duration `json:"age_ns"`
-	WasReady    bool          `json:"was_ready"`
+	BornFor     time.Duration `json:"born_ns"`
 	ReadyFor    time.Duration `json:"ready_ns"`
-	Passed      bool          `json:"passed"`
-	Beat        Beat          `json:"beat"`
-	Level       Level         `json:"level"`
-	Judged      Class         `json:"judged"`
-	Failed      bool          `json:"failed"`
-	Forced      bool          `json:"forced"`
-	Leaving     bool          `json:"leaving"`
 	LeavingFor  time.Duration `json:"leaving_ns"`
-	LeaveLost   bool          `json:"leave_lost"`
-	Recycle     bool          `json:"recycle"`
-	Recycling   bool          `json:"recycling"`
+	WasReady    bool          `json:"was_ready"`
+	Passed      bool          `json:"passed"` // its probation
+	Beat        Beat          `json:"beat"`
+	Level       Level         `json:"level"`  // of the order to stop, or 0
+	Final       bool          `json:"final"`  // that was
+	Judged      Class         `json:"judged"` // Hung or Boot, when that has been found
+	Failed      bool          `json:"failed"` // has been counted
+	Forced      bool          `json:"forced"` // has been dumped or killed
+	Leaving     bool          `json:"leaving"`
+	LeaveLost   bool          `json:"leave_lost"` // its replacement failed
+	Recycle     bool          `json:"recycle"`    // is to be replaced
+	Recycling   bool          `json:"recycling"`  // that has begun
 	MaxRequests uint64        `json:"max_requests"`
 	MaxAge      time.Duration `json:"max_age_ns"`
 	MaxRSS      uint64        `json:"max_rss"`
@@ -178,14 +179,8 @@ func (f *Fleet) State(now time.Time) State {
 		s.CrashAges = append(s.CrashAges, f.now.Sub(t))
 	}
 	for _, o := range f.seats {
-		seat := SeatState{
-			Failures:   o.failures,
-			BackoffFor: max(0, o.backoff.Sub(f.now)),
-			LastFailed: o.lastFailed,
-			Boots:      o.boots,
-			Restarts:   o.restarts,
-			LastExit:   o.lastExit,
-		}
+		seat := o.SeatState
+		seat.BackoffFor, seat.Workers = max(0, o.backoff.Sub(f.now)), nil
 		for _, w := range o.workers {
 			seat.Workers = append(seat.Workers, f.workerState(w))
 		}
@@ -207,32 +202,12 @@ func (f *Fleet) State(now time.Time) State {
 }
 
 func (f *Fleet) workerState(w *worker) WorkerState {
-	s := WorkerState{
-		ID:          w.id,
-		Generation:  w.gen,
-		PID:         w.pid,
-		Phase:       phaseNames[w.phase],
-		PhaseFor:    f.now.Sub(w.phaseAt),
-		Age:         f.now.Sub(w.born),
-		WasReady:    w.wasReady,
-		Passed:      w.passed,
-		Beat:        w.beat,
-		Level:       w.level,
-		Judged:      w.judged,
-		Failed:      w.failed,
-		Forced:      w.forced,
-		Leaving:     w.leaving,
-		LeaveLost:   w.leaveLost,
-		Recycle:     w.recycle,
-		Recycling:   w.recycling,
-		MaxRequests: w.maxRequests,
-		MaxAge:      w.maxAge,
-		MaxRSS:      w.maxRSS,
-	}
-	if w.wasReady {
+	s := w.WorkerState
+	s.Phase, s.PhaseFor, s.BornFor = phaseNames[w.phase], f.now.Sub(w.phaseAt), f.now.Sub(w.born)
+	if w.WasReady {
 		s.ReadyFor = f.now.Sub(w.readyAt)
 	}
-	if w.leaving {
+	if w.Leaving {
 		s.LeavingFor = f.now.Sub(w.leftAt)
 	}
 	return s
@@ -260,9 +235,7 @@ func (f *Fleet) Adopt(now time.Time, s State) {
 	for _, o := range s.Seats {
 		f.addSeat()
 		seat := f.last()
-		seat.failures, seat.backoff = o.Failures, f.now.Add(o.BackoffFor)
-		seat.lastFailed, seat.boots = o.LastFailed, o.Boots
-		seat.restarts, seat.lastExit = o.Restarts, o.LastExit
+		seat.SeatState, seat.backoff = o, f.now.Add(o.BackoffFor)
 		for _, w := range o.Workers {
 			f.adopt(seat, w)
 		}
@@ -281,19 +254,13 @@ func (f *Fleet) adopt(o *seat, s WorkerState) {
 	}
 	f.lastID, f.lastGen = max(f.lastID, s.ID), max(f.lastGen, s.Generation)
 	w := &worker{
-		id: s.ID, seat: o, gen: s.Generation, pid: s.PID,
-		phase: p, phaseAt: f.now.Add(-s.PhaseFor), born: f.now.Add(-s.Age),
+		WorkerState: s, seat: o, phase: p, born: f.now.Add(-s.BornFor),
+		phaseAt: f.now.Add(-s.PhaseFor), readyAt: f.now.Add(-s.ReadyFor), beatAt: f.now, leftAt: f.now.Add(-s.LeavingFor),
 		bootAt: f.now, progressAt: f.now, probationAt: f.now, ladderAt: f.now,
-		wasReady: s.WasReady, readyAt: f.now.Add(-s.ReadyFor), passed: s.Passed,
-		beat: s.Beat, beatAt: f.now,
-		level: s.Level, judged: s.Judged, failed: s.Failed, forced: s.Forced,
-		leaving: s.Leaving, leftAt: f.now.Add(-s.LeavingFor), leaveLost: s.LeaveLost,
-		recycle: s.Recycle, recycling: s.Recycling,
-		maxRequests: s.MaxRequests, maxAge: s.MaxAge, maxRSS: s.MaxRSS,
 	}
-	if w.level >= LevelNow {
+	if w.Level >= LevelNow {
 		w.nowAt = f.now
 	}
 	o.workers = append(o.workers, w)
-	f.workers[w.id] = w
+	f.workers[w.ID] = w
 }
