@@ -89,7 +89,8 @@ func stoppers(w *workshop, clients int) []*stopper {
 		add(name, w.noPuma, func(ctx context.Context, term bool) (*process.Process, error) {
 			p := p
 			p.term = term
-			return w.startPuma(ctx, p)
+			server, _, err := w.startPuma(ctx, p)
+			return server, err
 		})
 	}
 	add("Caddy", w.noCaddy, func(ctx context.Context, _ bool) (*process.Process, error) { return w.startCaddy(ctx) }).noTerm = true
@@ -99,7 +100,12 @@ func stoppers(w *workshop, clients int) []*stopper {
 	if w.prefork != nil {
 		noPrefork = w.prefork.Error()
 	}
-	add("usher/prefork, 4 workers", noPrefork, usher("-workers", "4"))
+	add("usher/prefork, 4 workers", noPrefork, func(ctx context.Context, term bool) (*process.Process, error) {
+		if term {
+			return w.startWorkers(ctx, w.server, 4, "-term-on-first-request")
+		}
+		return w.startWorkers(ctx, w.server, 4)
+	})
 	return all
 }
 

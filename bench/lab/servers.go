@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -67,7 +68,7 @@ func (w *workshop) folder() (string, error) {
 
 // tryPrefork says why there are no workers.
 func (w *workshop) tryPrefork(ctx context.Context) error {
-	p, err := w.startUsher(ctx, "-workers", "2")
+	p, err := w.startWorkers(ctx, w.server, 2)
 	if err != nil {
 		if se, ok := errors.AsType[*process.StartError](err); ok && se.State != nil && se.State.ExitCode() == 2 {
 			return errors.New("examples/server of this checkout has no workers yet")
@@ -86,22 +87,62 @@ func (w *workshop) startUsher(ctx context.Context, args ...string) (*process.Pro
 	})
 }
 
+var (
+	// allServe is written by the master of usher/prefork.
+	allServe = regexp.MustCompile(`prefork: all seats serve`)
+	// workerListens is written by each worker of Go.
+	workerListens = regexp.MustCompile(`msg=listening addr=(\S+) pid=(\d+)`)
+)
+
+// startWorkers starts a program, examples/server, with so many workers.
+func (w *workshop) startWorkers(ctx context.Context, program string, n int, args ...string) (*process.Process, error) {
+	p, err := process.Start(ctx, process.Spec{
+		Path:  program,
+		Args:  append([]string{"-addr", "127.0.0.1:0", "-workers", strconv.Itoa(n)}, args...),
+		Env:   []string{"TMPDIR=" + w.dir},
+		Ready: allServe,
+	})
+	if err != nil {
+		return nil, err
+	}
+	m, err := p.Await(ctx, workerListens, n)
+	if err != nil {
+		p.Kill()
+		return nil, fmt.Errorf("not all workers say where they listen: %w\n%s", err, p.Output())
+	}
+	p.Addr = m[1]
+	return p, nil
+}
+
 // startChild starts this program as a server.
-func (w *workshop) startChild(ctx context.Context, spec childSpec, env ...string) (*process.Process, error) {
-	return process.Start(ctx, process.Spec{Path: w.self, Env: append(env, childEnv+"="+spec.text())})
+func (w *workshop) startChild(ctx context.Context, spec childSpec) (*process.Process, error) {
+	var env []string
+	if spec.Workers > 0 {
+		env = append(env, fmt.Sprint("GOMAXPROCS=", spec.Workers)) // which is how it is told
+	}
+	if spec.Kind == fastHTTPPrefork { // its workers each open a socket
+		var err error
+		if spec.Addr, err = freeAddr(); err != nil {
+			return nil, err
+		}
+	}
+	return process.Start(ctx, process.Spec{
+		Path: w.self, Env: append(env, childEnv+"="+spec.text()), Times: max(spec.Workers, 1),
+	})
 }
 
 // A pumaSpec is a Puma with rackApp.
 type pumaSpec struct {
 	workers     int // 0 is no cluster
 	drain, term bool
+	build       string   // what it sends as X-Build
+	config      []string // further lines of it
 }
 
 // rackApp reads the body and answers ok. Its first request, if it is told so,
 // sends SIGTERM to the master, if there is one, and to its own process.
 const rackApp = `
-build = ENV.fetch("LAB_BUILD_FILE", nil)
-build = build ? File.read(build) : "dev"
+build = File.read("build")
 termed = false
 run ->(env) {
   if ENV["LAB_TERM"] == "1" && !termed
@@ -115,10 +156,13 @@ run ->(env) {
 }
 `
 
-func (w *workshop) startPuma(ctx context.Context, spec pumaSpec) (*process.Process, error) {
-	dir, err := w.folder()
-	if err != nil {
-		return nil, err
+// startPuma starts it, and returns the folder that it lives in.
+func (w *workshop) startPuma(ctx context.Context, spec pumaSpec) (p *process.Process, dir string, err error) {
+	if dir, err = w.folder(); err != nil {
+		return nil, "", err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "build"), []byte(spec.build), 0o666); err != nil {
+		return nil, "", err
 	}
 	config := []string{
 		`threads 5, 5`,
@@ -130,7 +174,8 @@ func (w *workshop) startPuma(ctx context.Context, spec pumaSpec) (*process.Proce
 	if spec.term {
 		config = append(config, `ENV["LAB_TERM"] = "1"`)
 	}
-	return startPumaIn(ctx, dir, spec.workers, rackApp, config...)
+	p, err = startPumaIn(ctx, dir, spec.workers, rackApp, append(config, spec.config...)...)
+	return p, dir, err
 }
 
 func caddyVersion(ctx context.Context) (string, error) {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -32,15 +31,18 @@ const childEnv = "USHER_LAB_SERVER"
 const (
 	limitListener   = "limit-listener"
 	fastHTTP        = "fasthttp"
-	fastHTTPPrefork = "fasthttp-prefork"
+	fastHTTPPrefork = "fasthttp-prefork" // a socket for each worker
+	fastHTTPShared  = "fasthttp-shared"  // one for all
 )
 
 // A childSpec is a server that this program can be.
 type childSpec struct {
-	Kind  string
-	Addr  string // a port of the system's choice if empty
-	Limit int    // of connections
-	Term  bool   // the first request sends SIGTERM to this process
+	Kind    string
+	Addr    string        // a port of the system's choice if empty
+	Limit   int           // of connections
+	Workers int           // of the prefork kinds
+	Term    bool          // the first request sends SIGTERM to this process
+	CPU     time.Duration // that a request takes
 }
 
 func (c childSpec) text() string {
@@ -82,7 +84,7 @@ func (c childSpec) serve() error {
 		return c.serveLimitListener()
 	case fastHTTP:
 		return c.serveFastHTTP()
-	case fastHTTPPrefork:
+	case fastHTTPPrefork, fastHTTPShared:
 		return c.serveFastHTTPPrefork()
 	}
 	return fmt.Errorf("there is no server %q", c.Kind)
@@ -103,7 +105,7 @@ func (c childSpec) term() {
 }
 
 func (c childSpec) listening(l net.Listener) {
-	slog.Info("listening", "addr", l.Addr().String())
+	slog.Info("listening", "addr", l.Addr().String(), "pid", os.Getpid())
 }
 
 // serveLimitListener is http.Server and its Shutdown, behind
@@ -144,6 +146,8 @@ func (c childSpec) fastServer() *fasthttp.Server {
 	return &fasthttp.Server{
 		Handler: func(ctx *fasthttp.RequestCtx) {
 			c.term()
+			for end := time.Now().Add(c.CPU); c.CPU > 0 && time.Now().Before(end); {
+			}
 			ctx.Response.Header.Set("X-Pid", pid)
 			ctx.WriteString("ok")
 		},
@@ -178,19 +182,18 @@ func (c childSpec) serveFastHTTP() error {
 	return srv.ShutdownWithContext(ctx)
 }
 
-// serveFastHTTPPrefork is a master and as many workers as GOMAXPROCS says,
-// each with a socket of its own.
+// serveFastHTTPPrefork is a master and as many workers as GOMAXPROCS says.
 func (c childSpec) serveFastHTTPPrefork() error {
 	srv := c.fastServer()
 	p := prefork.New(srv)
-	p.Reuseport = true
+	p.Reuseport = c.Kind == fastHTTPPrefork
 	p.RecoverThreshold = 1 << 30 // its default ends the service after one crash
 	p.OnMasterDeath = func() { os.Exit(1) }
 	p.ServeFunc = func(l net.Listener) error {
 		c.listening(l)
 		return srv.Serve(l)
 	}
-	return errors.Join(p.ListenAndServe(c.Addr))
+	return p.ListenAndServe(c.Addr)
 }
 
 // freeAddr returns an address that was free a moment ago, for peers that want

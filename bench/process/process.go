@@ -177,17 +177,16 @@ func (p *Process) Await(ctx context.Context, re *regexp.Regexp, n int) ([]string
 	}
 }
 
-// Count returns how many lines match.
-func (p *Process) Count(re *regexp.Regexp) int {
+// Matches returns what matches, of all lines so far.
+func (p *Process) Matches(re *regexp.Regexp) (all [][]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n := 0
 	for _, line := range p.lines {
-		if re.MatchString(line) {
-			n++
+		if m := re.FindStringSubmatch(line); m != nil {
+			all = append(all, m)
 		}
 	}
-	return n
+	return all
 }
 
 // Output returns what the server wrote.

@@ -67,7 +67,7 @@ func TestStartStop(t *testing.T) {
 		t.Error(err)
 	}
 	p.Kill() // does nothing now
-	if !gone(p.PID) || p.Count(regexp.MustCompile("^bye$")) != 1 || p.Gone().IsZero() {
+	if !gone(p.PID) || len(p.Matches(regexp.MustCompile("^bye$"))) != 1 || p.Gone().IsZero() {
 		t.Errorf("after its end: %s", p.Output())
 	}
 	if m, err := p.Await(t.Context(), regexp.MustCompile("^(b)ye$"), 1); err != nil || m[1] != "b" {
