@@ -92,16 +92,21 @@ func (d *drawing) lines(x float64, class, s string, fontSize float64, step float
 // those who do not see it. Ids begin with id. A style makes it a file.
 func (d *drawing) svg(id, title, desc, style string) string {
 	var b strings.Builder
-	height := d.y + 8
-	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %s %s" class="plot %s" role="img" aria-labelledby="%s-t %s-d"`,
-		px(d.width), px(height), d.name, id, id)
+	margin := 0.0 // a page has its own
 	if style != "" {
-		fmt.Fprintf(&b, ` width="%s" height="%s"`, px(d.width), px(height))
+		margin = 16
+	}
+	width, height := d.width+2*margin, d.y+8+2*margin
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="%s %s %s %s" class="plot %s" role="img" aria-labelledby="%s-t %s-d"`,
+		px(-margin), px(-margin), px(width), px(height), d.name, id, id)
+	if style != "" {
+		fmt.Fprintf(&b, ` width="%s" height="%s"`, px(width), px(height))
 	}
 	fmt.Fprintf(&b, ">\n<title id=\"%s-t\">%s</title>\n<desc id=\"%s-d\">%s</desc>\n",
 		id, html.EscapeString(title), id, html.EscapeString(desc))
 	if style != "" {
-		fmt.Fprintf(&b, "<style>%s</style>\n<rect width=\"100%%\" height=\"100%%\" class=\"paper\"/>\n", style)
+		fmt.Fprintf(&b, "<style>%s</style>\n<rect x=\"%s\" y=\"%s\" width=\"%s\" height=\"%s\" class=\"paper\"/>\n",
+			style, px(-margin), px(-margin), px(width), px(height))
 	}
 	for i := range d.layers {
 		b.WriteString(d.layers[i].String())
