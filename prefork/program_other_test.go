@@ -1,0 +1,5 @@
+//go:build !unix
+
+package prefork
+
+func testProgram() int { return 2 }
