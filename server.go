@@ -190,7 +190,8 @@ func (s *Server) listen(addr string) (net.Listener, error) {
 //
 // SIGINT, which mostly comes from a person at a terminal, skips Delay and
 // IdleGrace. A second signal cuts the lame duck short; a third ends
-// everything at once. Signals are caught only while Run runs, and not at all on
+// everything at once; but SIGTERM that comes several times within a second
+// counts once. Signals are caught only while Run runs, and not at all on
 // the listeners of package prefork, which says itself when to stop.
 func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	s.mu.Lock()
@@ -231,6 +232,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	}
 
 	var failed []error
+	var terminated time.Time // when SIGTERM was last counted
 	over := ctx.Done()
 	for left, received := len(listeners), 0; left > 0; {
 		select {
@@ -247,6 +249,14 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 			over = nil
 			s.beginStop(context.Background(), stopCause{reason: context.Cause(ctx).Error()})
 		case sig := <-signals:
+			if sig == syscall.SIGTERM {
+				// Process groups get it from several sides, and Heroku sends it
+				// to all processes, more than once. A person is slower.
+				if !terminated.IsZero() && time.Since(terminated) < signalBurst {
+					continue
+				}
+				terminated = time.Now()
+			}
 			received++
 			switch received {
 			case 1:
@@ -272,6 +282,9 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		return errors.Join(failed...)
 	}
 }
+
+// signalBurst is how far apart two SIGTERM are at least that count as two.
+const signalBurst = time.Second
 
 func (s *Server) hasCertificate() bool {
 	if s.http == nil || s.http.TLSConfig == nil {

@@ -49,8 +49,8 @@ func TestSignals(t *testing.T) {
 		want    string
 	}{
 		{"SIGINT skips delay and idle grace", []syscall.Signal{syscall.SIGINT}, true, "idle=1"},
-		{"the second cuts the lame duck short", []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM}, true, "hung_up=1"},
-		{"the third ends at once", []syscall.Signal{syscall.SIGTERM, syscall.SIGTERM, syscall.SIGTERM}, false, "cut=1"},
+		{"the second cuts the lame duck short", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, true, "hung_up=1"},
+		{"the third ends at once", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGINT}, false, "cut=1"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -82,6 +82,26 @@ func TestSignals(t *testing.T) {
 				t.Errorf("the report does not say %s", tt.want)
 			}
 		})
+	}
+}
+
+// TestSignalBurst: SIGTERM many times within a second is one wish to stop.
+func TestSignalBurst(t *testing.T) {
+	t.Parallel()
+	p := start(t, "-delay", "10m", "-idle-grace", "10m", "-grace", "1h")
+	p.signal(syscall.SIGTERM)
+	p.await(t, "usher: stopping")
+	for range 20 {
+		p.signal(syscall.SIGTERM)
+		time.Sleep(time.Millisecond) // the kernel makes one of those that meet
+	}
+	p.signal(syscall.SIGINT)
+	p.await(t, "usher: second signal")
+	if err := p.wait(); err != nil {
+		t.Errorf("the server ended with %v", err)
+	}
+	if strings.Contains(p.output(), "usher: signal ends everything") {
+		t.Error("the burst counted as many")
 	}
 }
 
