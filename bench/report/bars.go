@@ -6,12 +6,14 @@ import (
 	"html"
 	"math"
 	"slices"
+	"strconv"
 )
 
 const (
 	barHeight = 13
 	barStep   = 19
-	inset     = 6 // of what stands on a band
+	inset     = 6   // of what stands on a band
+	maxGutter = 0.4 // of the width, for what stands before bars
 )
 
 // labels returns those of all bars, in the order in which they first come.
@@ -24,6 +26,15 @@ func (b *Bars) labels() (all []string) {
 		}
 	}
 	return all
+}
+
+// letter returns the i-th: A, B, and so on, then A2.
+func letter(i int) string {
+	s := string(rune('A' + i%26))
+	if i >= 26 {
+		s += strconv.Itoa(i/26 + 1)
+	}
+	return s
 }
 
 // empty says whether no bar of the group can be drawn.
@@ -80,9 +91,19 @@ func (b *Bars) scale(n int) (scale, []float64) {
 func (b *Bars) draw(d *drawing) {
 	labels := b.labels()
 	d.lines(0, "title", b.Title, titleSize, 20)
+	// Labels that there is no place for stand in the legend, and letters in
+	// their place.
+	short := slices.Clone(labels)
+	legend := slices.Clone(labels)
+	if len(labels) > 1 && inset+widest(textSize, labels...)+8 > maxGutter*d.width {
+		for i := range labels {
+			short[i] = letter(i)
+			legend[i] = short[i] + " " + labels[i]
+		}
+	}
 	if len(labels) > 1 {
 		var entries []legendEntry
-		for i, label := range labels {
+		for i, label := range legend {
 			entries = append(entries, legendEntry{label, func(x, y float64) {
 				d.add(`<rect x="%s" y="%s" width="%d" height="%d" rx="2" class="f%d"/>`, px(x), px(y-11), sampleWidth, barHeight, i%colours)
 			}})
@@ -97,15 +118,15 @@ func (b *Bars) draw(d *drawing) {
 		names = append(names, g.Name)
 		single = single && len(g.Bars) == 1
 	}
-	beside := single && widest(textSize, names...) <= 0.4*d.width
-	gutter := widest(textSize, labels...)
+	beside := single && inset+widest(textSize, names...)+8 <= maxGutter*d.width
+	gutter := widest(textSize, short...)
 	switch {
 	case beside:
 		gutter = widest(textSize, names...)
 	case single:
 		gutter = 0
 	}
-	gutter = min(inset+gutter+8, 0.45*d.width)
+	gutter += inset + 8
 
 	end := 0.0
 	for _, g := range b.Groups {
@@ -145,14 +166,15 @@ func (b *Bars) draw(d *drawing) {
 			bars = []Bar{nothing}
 		}
 		for _, bar := range bars {
-			label := bar.Label
+			i := slices.Index(labels, bar.Label)
+			label := ""
 			switch {
 			case beside:
 				label = g.Name
-			case single:
-				label = ""
+			case !single && i >= 0:
+				label = short[i]
 			}
-			b.drawBar(d, s, bar, label, slices.Index(labels, bar.Label))
+			b.drawBar(d, s, bar, label, i)
 		}
 		d.on(grid, func() { d.line(zero, top, zero, d.y, "axis") })
 		d.y += 5

@@ -83,6 +83,9 @@ func demo() *Page {
 			{Title: "Single bars", Plots: []Plot{
 				{See: "One value each.", Bars: &Bars{Title: "Requests lost in 20 stops", XLabel: "requests lost", YLabel: "server", Groups: []Group{
 					{Name: "Shutdown", Bars: []Bar{{Value: 2810}}}, {Name: "fasthttp", Bars: []Bar{{Value: 31}}}, {Name: "caddy", Bars: []Bar{{Value: None, Note: "not installed"}}}, {Name: "usher", Focus: true, Bars: []Bar{{Value: 0}}}}}},
+				{See: "Labels that are too long for a narrow screen.", Bars: &Bars{Title: "Lost by kind of client", XLabel: "requests", Groups: []Group{
+					{Name: "Shutdown", Bars: []Bar{{Label: "connection per request", Value: 29}, {Label: "20 ms between connect and request", Value: 32}}},
+					{Name: "usher", Focus: true, Bars: []Bar{{Label: "connection per request"}, {Label: "20 ms between connect and request"}}}}}},
 				{See: "Nothing at all.", Bars: &Bars{Title: "Empty", Unit: "ms"}},
 				{See: "Nothing at all.", Lines: &Lines{Title: "Empty", Series: []Series{{Name: "none"}}}},
 			}},
