@@ -48,7 +48,7 @@ var serverBinary = sync.OnceValues(func() (string, error) { return buildServer("
 func buildServer(build string) (string, error) {
 	args := []string{"build", "-o", filepath.Join(binaryDir, "server"+build)}
 	if build != "" {
-		args = append(args, "-ldflags", "-X main.build="+build)
+		args = append(args, "-ldflags", "-s -w -X main.build="+build)
 	}
 	out, err := exec.Command("go", append(args, ".")...).CombinedOutput()
 	if err != nil {
