@@ -98,7 +98,7 @@ func (b *Bars) draw(d *drawing) {
 	if len(labels) > 1 && inset+widest(textSize, labels...)+8 > maxGutter*d.width {
 		for i := range labels {
 			short[i] = letter(i)
-			legend[i] = short[i] + " " + labels[i]
+			legend[i] = short[i] + ": " + labels[i]
 		}
 	}
 	if len(labels) > 1 {
