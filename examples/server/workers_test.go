@@ -9,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -145,7 +144,6 @@ func groupLives(pgid int) bool {
 // observer asks for the fleet's stats, on a connection that it keeps.
 type observer struct {
 	t    *testing.T
-	conn net.Conn
 	http *http.Client
 	addr string
 }
@@ -178,8 +176,12 @@ func (o *observer) stats() prefork.Stats {
 		o.t.Fatal(err)
 	}
 	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body) // or the connection is not used again
+	if err != nil {
+		o.t.Fatal(err)
+	}
 	var all struct{ Fleet *prefork.Stats }
-	if err := json.NewDecoder(resp.Body).Decode(&all); err != nil {
+	if err := json.Unmarshal(b, &all); err != nil {
 		o.t.Fatal(err)
 	}
 	if all.Fleet == nil {
@@ -201,6 +203,7 @@ func (o *observer) await(what string, ok func(s prefork.Stats) bool) prefork.Sta
 		if time.Now().After(deadline) {
 			o.t.Fatalf("never %s: %+v", what, s)
 		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 
