@@ -26,8 +26,9 @@ import (
 type Master struct {
 	opts    Options
 	log     *slog.Logger
-	events  chan func()   // carried out by the one goroutine that owns what follows
-	done    chan struct{} // closed when that has returned
+	events  chan func() // carried out by the one goroutine that owns what follows
+	signals chan os.Signal
+	done    chan struct{} // closed when the owner has returned
 	hooks   *queue
 	manager *queue // what is sent to the service manager
 	sd      *sdnotify.Notifier
@@ -89,6 +90,7 @@ func newMaster(opts Options) *Master {
 	return &Master{
 		opts: opts, log: opts.Logger,
 		events:   make(chan func(), 64),
+		signals:  make(chan os.Signal, 16),
 		done:     make(chan struct{}),
 		hooks:    newQueue(),
 		manager:  newQueue(),
@@ -228,7 +230,7 @@ func (m *Master) Stats() (Stats, error) {
 func (m *Master) slack() time.Duration { return max(m.opts.HeartbeatTimeout/4, 20*time.Millisecond) }
 
 // loop owns the state until the fleet is over.
-func (m *Master) loop(ctx context.Context, signals <-chan os.Signal) error {
+func (m *Master) loop(ctx context.Context) error {
 	defer close(m.done)
 	received := 0
 	stopped := ctx.Done()
@@ -249,7 +251,7 @@ func (m *Master) loop(ctx context.Context, signals <-chan os.Signal) error {
 		case <-stopped:
 			stopped = nil
 			event = func() { m.stop(fleet.LevelStop, context.Cause(ctx).Error()) }
-		case s := <-signals:
+		case s := <-m.signals:
 			event = func() { received = m.signal(s, received) }
 		}
 		if now := time.Now(); now.Sub(asleep) > planned+m.slack() {

@@ -33,9 +33,8 @@ func runWorker(ctx context.Context, opts Options, setup workerSetup, f func(ctx 
 func runMaster(ctx context.Context, opts Options) error {
 	m := newMaster(opts)
 	defer m.end()
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGTERM, os.Interrupt, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU)
-	defer signal.Stop(signals)
+	m.catchSignals()
+	defer signal.Stop(m.signals)
 	old, err := inheritedState()
 	if err != nil {
 		return err
@@ -63,7 +62,24 @@ func runMaster(ctx context.Context, opts Options) error {
 	if f := opts.Hooks.MasterStart; f != nil {
 		m.hook("MasterStart", func(ctx context.Context) { f(ctx, m) })
 	}
-	return m.loop(ctx, signals)
+	return m.loop(ctx)
+}
+
+// harmless are signals whose loss, while the master is replaced, does no harm.
+var harmless = []os.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU}
+
+func (m *Master) catchSignals() {
+	signal.Notify(m.signals, append([]os.Signal{syscall.SIGTERM, os.Interrupt}, harmless...)...)
+}
+
+// releaseSignals prepares for exec, after which they would do what they do to
+// any program: end it, or, as SIGTTIN does, stop it for ever. Ignored ones stay
+// ignored until Run catches them again; SIGTERM must not be lost, and ends the
+// master. It reports whether none had come before.
+func (m *Master) releaseSignals() bool {
+	signal.Ignore(harmless...)
+	signal.Stop(m.signals) // all that came are in the channel by now
+	return len(m.signals) == 0
 }
 
 func (m *Master) addresses() string {

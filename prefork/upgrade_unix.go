@@ -198,7 +198,11 @@ func (m *Master) execute(why string) error {
 	}
 	m.manage(func() error { return m.sd.Reloading("replacing the master") })
 	m.manager.flush()
-	err := m.replaceImage(why)
+	err := errNotCalm
+	if m.releaseSignals() {
+		err = m.replaceImage(why)
+	}
+	m.catchSignals()
 	resume()
 	m.manage(func() error { return m.sd.Ready(m.status) })
 	return err
