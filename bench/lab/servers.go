@@ -26,7 +26,6 @@ type workshop struct {
 	noPuma   string // why it is not there, and what to do
 	noCaddy  string
 	versions []string // of peers
-	folders  int
 }
 
 // openWorkshop builds the server and looks for peers. It is to be closed.
@@ -60,11 +59,7 @@ func openWorkshop(ctx context.Context) (*workshop, error) {
 func (w *workshop) close() error { return os.RemoveAll(w.dir) }
 
 // folder makes an empty folder.
-func (w *workshop) folder() (string, error) {
-	w.folders++
-	dir := filepath.Join(w.dir, strconv.Itoa(w.folders))
-	return dir, os.Mkdir(dir, 0o777)
-}
+func (w *workshop) folder() (string, error) { return os.MkdirTemp(w.dir, "") }
 
 // tryPrefork says why there are no workers.
 func (w *workshop) tryPrefork(ctx context.Context) error {

@@ -37,6 +37,9 @@ const (
 // pumaPhase is written for each worker that has booted.
 var pumaPhase = regexp.MustCompile(`Worker (\d+) \(PID: \d+\) booted.*, phase: (\d+)$`)
 
+// killedAsHung is written when a master kills a worker that it does not hear of.
+var killedAsHung = regexp.MustCompile(`Terminating timed out worker|prefork: killing a worker`)
+
 // ushersEnd is written when a restart is over.
 var ushersEnd = regexp.MustCompile(`msg="prefork: restarted"`)
 
@@ -67,6 +70,7 @@ type restart struct {
 	build    string
 	from, to time.Time // the signal; the line of the log
 	failed   bool      // there was no such line
+	hung     int       // workers that the master has killed meanwhile
 	until    time.Time // when no more answers were looked at
 }
 
@@ -140,9 +144,9 @@ func runStaleCode(ctx context.Context, opt options) (page *report.Page, err erro
 	if errNoSignals != nil {
 		return nil, errNoSignals
 	}
-	workers, restarts := staleWorkers, 1
+	workers, restarts, after := staleWorkers, 1, staleAfter
 	if opt.Short {
-		workers, restarts = 4, 1
+		workers, after = 4, time.Second
 	}
 	if opt.Stops > 0 {
 		restarts = opt.Stops
@@ -167,22 +171,22 @@ func runStaleCode(ctx context.Context, opt options) (page *report.Page, err erro
 		}
 		wg.Go(func() {
 			began := time.Now()
-			if err := r.run(ctx, workers, restarts); err != nil {
+			if err := r.run(ctx, workers, restarts, after); err != nil {
 				cancel(fmt.Errorf("%s: %w", r.name, err))
 				return
 			}
-			logf(opt.Log, "stale-code: %s: %d restarts, %v\n", r.name, restarts, time.Since(began).Round(100*time.Millisecond))
+			logf(opt.Log, "stale-code: %s: %s, %v\n", r.name, plural(restarts, "restart"), time.Since(began).Round(100*time.Millisecond))
 		})
 	}
 	wg.Wait()
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	return stalePage(all, w, workers, restarts), nil
+	return stalePage(all, w, workers, restarts, after), nil
 }
 
 // run starts the server and restarts its workers under load.
-func (r *restarter) run(ctx context.Context, workers, restarts int) error {
+func (r *restarter) run(ctx context.Context, workers, restarts int, after time.Duration) error {
 	p, install, err := r.start(ctx, workers)
 	if err != nil {
 		return err
@@ -197,7 +201,7 @@ func (r *restarter) run(ctx context.Context, workers, restarts int) error {
 	wg.Go(func() {
 		r.result, loadErr = load.Open{
 			Server: load.Server{Addr: p.Addr}, Rate: staleRate, PerRequest: true, Timeout: 20 * time.Second, Bound: time.Second,
-			Duration: time.Duration(restarts) * (staleBefore + stalePatience + staleAfter),
+			Duration: time.Duration(restarts) * (staleBefore + stalePatience + after),
 			Each: func(x *load.Exchange, o load.Outcome) {
 				if o == load.Answered || o == load.Late {
 					mu.Lock()
@@ -209,6 +213,7 @@ func (r *restarter) run(ctx context.Context, workers, restarts int) error {
 		stopLoad()
 	})
 	err = func() error {
+		hung := 0
 		for n := 1; n <= restarts; n++ {
 			if err := wait(ctx, staleBefore); err != nil {
 				return err
@@ -227,7 +232,9 @@ func (r *restarter) run(ctx context.Context, workers, restarts int) error {
 			}
 			now.to = time.Now()
 			now.failed = !r.over(p, n, workers)
-			if err := wait(ctx, staleAfter); err != nil {
+			now.hung = len(p.Matches(killedAsHung)) - hung
+			hung += now.hung
+			if err := wait(ctx, after); err != nil {
 				return err
 			}
 			now.until = time.Now()
@@ -271,7 +278,7 @@ func (r *restarter) stale(from, to time.Time, build string) (all, old int, last 
 }
 
 // stalePage shows it.
-func stalePage(all []*restarter, w *workshop, workers, restarts int) *report.Page {
+func stalePage(all []*restarter, w *workshop, workers, restarts int, after time.Duration) *report.Page {
 	var out []string
 	all = slices.DeleteFunc(all, func(r *restarter) bool {
 		if r.missing != "" {
@@ -285,15 +292,15 @@ func stalePage(all []*restarter, w *workshop, workers, restarts int) *report.Pag
 			"Each response says which build made it. A restart is over when the log says so: Puma has then booted a worker of the new phase for each old one, usher/prefork says that it has restarted. "+
 			"From then on %v of answers are looked at.\n\n"+
 			"In the report that this is about, Puma's workers said every 5 s that they live, and the master killed those that it had not heard of for 30 s. Here that is %v and %v.",
-			workers, times(restarts), staleRate, staleAfter, pumaCheck, pumaTimeout),
+			workers, times(restarts), staleRate, after, pumaCheck, pumaTimeout),
 		Versions: append(report.Versions(context.Background(), "golang.org/x/net"), w.versions...),
 	}
 	if len(out) > 0 {
 		page.Lead += "\n\nLeft out: " + strings.Join(out, "; ") + "."
 	}
-	after := report.Table{
+	ends := report.Table{
 		Caption: "After the log says that the restart is over",
-		Header:  []string{"server", "restart", "took", "answers", "old ones", "share", "the last, after the restart was over"},
+		Header:  []string{"server", "restart", "took", "workers killed as hung", "answers after", "old ones", "share", "the last, after the end"},
 	}
 	lines := &report.Lines{Title: "Answers of old code", X: report.Axis{Label: "time since the load began", Unit: "s"}, Y: report.Axis{Label: "share of answers", Unit: "%"}}
 	fates := report.Table{Caption: "What became of all requests", Header: append([]string{"server"}, func() (names []string) {
@@ -315,7 +322,7 @@ func stalePage(all []*restarter, w *workshop, workers, restarts int) *report.Pag
 				lastText = wholeSeconds(last.Sub(re.to))
 			}
 			stale += old
-			after.Rows = append(after.Rows, []string{r.name, fmt.Sprint(n + 1), took, count(all), count(old), percent(old, all), lastText})
+			ends.Rows = append(ends.Rows, []string{r.name, fmt.Sprint(n + 1), took, count(re.hung), count(all), count(old), percent(old, all), lastText})
 		}
 		if stale > 0 {
 			verdicts = append(verdicts, r.name)
@@ -331,13 +338,33 @@ func stalePage(all []*restarter, w *workshop, workers, restarts int) *report.Pag
 	if len(verdicts) > 0 {
 		text = "Old code after the restart was over: " + strings.Join(verdicts, "; ") + "."
 	}
+	text += quickerRestarts(all)
 	page.Sections = []report.Section{{
-		Title: "Who answers", Text: text, Tables: []report.Table{after},
+		Title: "Who answers", Text: text, Tables: []report.Table{ends},
 		Plots: []report.Plot{{See: "The share jumps to 100 % when a new build is put in place, and should come down to 0 and stay there.", Lines: lines}},
 	}, {
 		Title: "What it cost the clients", Text: "Every request is in one column.", Tables: []report.Table{fates},
 	}}
 	return page
+}
+
+// quickerRestarts says whose first restart took less time than usher's.
+func quickerRestarts(all []*restarter) string {
+	took := func(r *restarter) time.Duration { return r.restarts[0].to.Sub(r.restarts[0].from) }
+	i := slices.IndexFunc(all, func(r *restarter) bool { return r.focus })
+	if i < 0 {
+		return ""
+	}
+	var quicker []string
+	for _, r := range all {
+		if !r.focus && took(r) < took(all[i]) {
+			quicker = append(quicker, fmt.Sprintf("%s (%s)", r.name, wholeSeconds(took(r))))
+		}
+	}
+	if len(quicker) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" usher/prefork took %s, a second of which it looks at how its first new worker does. Sooner: %s.", wholeSeconds(took(all[i])), strings.Join(quicker, "; "))
 }
 
 // points are the share of old answers over time. A build is old from the
@@ -347,21 +374,36 @@ func (r *restarter) points() (points []report.Point) {
 		return nil
 	}
 	end := r.restarts[len(r.restarts)-1].until
-	for from := r.began; from.Before(end); from = from.Add(staleBin) {
-		build := buildName(1)
-		for _, re := range r.restarts {
-			if !from.Before(re.from) {
-				build = re.build
-			}
+	bins := make([]struct{ all, old int }, end.Sub(r.began)/staleBin+1)
+	for _, a := range r.answers {
+		if a.at.Before(r.began) || a.at.After(end) {
+			continue
 		}
-		all, old, _ := r.stale(from, from.Add(staleBin), build)
+		bin := &bins[a.at.Sub(r.began)/staleBin]
+		bin.all++
+		if a.build != r.newest(a.at) {
+			bin.old++
+		}
+	}
+	for i, bin := range bins {
 		share := report.None
-		if all > 0 {
-			share = 100 * float64(old) / float64(all)
+		if bin.all > 0 {
+			share = 100 * float64(bin.old) / float64(bin.all)
 		}
-		points = append(points, report.Point{X: from.Sub(r.began).Seconds(), Y: share})
+		points = append(points, report.Point{X: (time.Duration(i) * staleBin).Seconds(), Y: share})
 	}
 	return points
+}
+
+// newest returns the build that was there at a time.
+func (r *restarter) newest(at time.Time) string {
+	build := buildName(1)
+	for _, re := range r.restarts {
+		if !at.Before(re.from) {
+			build = re.build
+		}
+	}
+	return build
 }
 
 func wholeSeconds(d time.Duration) string { return fmt.Sprintf("%.1f s", d.Seconds()) }
