@@ -52,8 +52,9 @@ type Config struct {
 
 	// More than CrashLimit failures of the fleet within CrashWindow end it. The
 	// ones that RestartTries counts are not among them, nor those of workers
-	// that were to take the place of one that still serves. A CrashWindow of
-	// zero means no such limit.
+	// that were to take the place of one that still serves. If it is a worker of
+	// a new generation that is one too many, it ends the restart instead. A
+	// CrashWindow of zero means no such limit.
 	CrashLimit  int
 	CrashWindow time.Duration
 

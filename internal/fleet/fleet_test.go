@@ -4,8 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"go/parser"
+	"go/token"
+	"io/fs"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,6 +35,21 @@ func config(seats int) Config {
 		BootTries:        3,
 		RestartTries:     2,
 		MaxDraining:      2,
+	}
+}
+
+// TestImports: what this package is for, it must not lose by the way.
+func TestImports(t *testing.T) {
+	pkgs, err := parser.ParseDir(token.NewFileSet(), ".", func(f fs.FileInfo) bool { return !strings.HasSuffix(f.Name(), "_test.go") }, parser.ImportsOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range pkgs["fleet"].Files {
+		for _, i := range f.Imports {
+			if !slices.Contains([]string{`"errors"`, `"fmt"`, `"math"`, `"slices"`, `"strings"`, `"time"`}, i.Path.Value) {
+				t.Errorf("%s imports %s", name, i.Path.Value)
+			}
+		}
 	}
 }
 
@@ -408,6 +427,54 @@ func TestLateProbation(t *testing.T) {
 	s.want("spawn")
 }
 
+// TestLateLadder: nor does the ladder go on, for what was said on it may not have
+// been heard, or the answer not have been seen.
+func TestLateLadder(t *testing.T) {
+	cfg := config(3)
+	cfg.StopTimeout = 10 * time.Second
+	s := newSim(t, cfg)
+	s.behave = func(a Spawn) behaviour {
+		if a.ID > 3 {
+			return behaviour{}
+		}
+		return behaviour{stop: -1, dump: -1, hang: map[ID]time.Duration{3: time.Second}[a.ID]}
+	}
+	s.start()
+	s.event(func() { s.leaves(s.worker(0)) })
+	s.run(4 * time.Second)
+	s.want("stop dump", "4s stop #1 1") // and worker 3 is about to be dumped
+	s.run(500 * time.Millisecond)
+	s.want("stop dump")
+	late := func(d time.Duration) {
+		s.now = s.now.Add(d)
+		s.events = slices.DeleteFunc(s.events, func(e simEvent) bool { return e.at.Before(s.now) })
+		for _, p := range s.order {
+			if !p.hung && !p.dumped {
+				s.at(time.Second, func() { s.beat(p) })
+			}
+		}
+		s.event(func() { s.f.Late(s.now) })
+	}
+	late(time.Minute) // 66.5s
+	s.run(9900 * time.Millisecond)
+	s.want("dump kill", "1m11.5s dump #3", "1m13.5s kill #3")
+	s.run(100 * time.Millisecond)
+	s.want("dump kill", "1m16.5s dump #1")
+	s.run(time.Second)
+	late(time.Minute)
+	s.run(1900 * time.Millisecond)
+	s.want("dump kill")
+	s.run(100 * time.Millisecond)
+	s.want("dump kill", "2m19.5s kill #1")
+	s.stop(LevelNow)
+	s.run(900 * time.Millisecond)
+	late(time.Minute)
+	s.run(900 * time.Millisecond)
+	s.want("dump kill")
+	s.run(100 * time.Millisecond)
+	s.want("dump kill", "3m21.4s kill #2")
+}
+
 func TestStop(t *testing.T) {
 	s := newSim(t, config(3))
 	s.behave = func(a Spawn) behaviour {
@@ -490,6 +557,15 @@ func TestStopEscalates(t *testing.T) {
 	if s.over[0].Err == nil {
 		t.Error("nobody was killed")
 	}
+
+	// Even if one would have been dumped by then for another reason.
+	s = newSim(t, config(1))
+	s.behave = func(a Spawn) behaviour { return behaviour{stop: -1, hang: time.Second} }
+	s.start()
+	s.run(4500 * time.Millisecond)
+	s.stop(LevelNow)
+	s.run(2 * time.Second)
+	s.want("stop dump kill", "6.5s stop #1 3 final", "7.5s kill #1")
 }
 
 func TestStopBeforeStart(t *testing.T) {
@@ -752,7 +828,11 @@ func TestSnapshot(t *testing.T) {
 	s.start()
 	s.run(9 * time.Second)
 	s.kill9(s.worker(0))
+	total := s.f.Snapshot(s.now).Requests
 	s.f.Beat(s.now, 2, Beat{Requests: 1}) // goes back
+	if got := s.f.Snapshot(s.now).Requests; got != total {
+		t.Errorf("the total falls from %d to %d", total, got)
+	}
 	s.run(1500 * time.Millisecond)
 	s.restart(1)
 	s.event(func() { s.leaves(s.worker(1)) })
@@ -847,6 +927,36 @@ func TestAdopt(t *testing.T) {
 	if len(want) < 10 || !b.asked[1] || b.results[1] != nil {
 		t.Error("the restart was not answered", want)
 	}
+	// What is held against it is not forgotten.
+	cfg = config(2)
+	cfg.CrashLimit, cfg.HeartbeatTimeout = 2, 0
+	b = newSim(t, cfg).start()
+	b.mute = true
+	b.kill9(b.worker(0))
+	b.kill9(b.worker(1))
+	b.run(2 * time.Second)
+	state = b.f.State(b.now)
+	b.f = New(cfg)
+	b.f.Adopt(b.now, state)
+	b.take()
+	b.kill9(b.worker(0))
+	b.run(2 * time.Second)
+	if len(b.over) != 1 {
+		t.Error("goes on after 3 crashes")
+	}
+	b = newSim(t, config(2)).start()
+	state = b.f.State(b.now)
+	for i := range state.Seats {
+		w := &state.Seats[i].Workers[0]
+		w.Phase = []string{"killed", "?"}[i] // one is as good as dead, the other makes no sense
+	}
+	state.LastID = 0
+	b.f = New(cfg)
+	b.f.Adopt(b.now, state)
+	if got := b.f.Snapshot(b.now); len(got.Seats[0].Workers) != 2 || len(got.Seats[1].Workers) != 1 || b.f.lastID != 3 || !b.f.everReady {
+		t.Errorf("%+v", got)
+	}
+
 	c := newSim(t, config(1))
 	c.f.Adopt(c.now, State{}) // of nobody
 	c.take()

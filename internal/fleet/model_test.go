@@ -238,7 +238,7 @@ func (c *chaos) happen() {
 				c.kill9(p)
 			}
 		}
-	case k == 12 && c.one(20):
+	case k == 12 && c.one(10):
 		c.stop(LevelStop)
 	case k == 13 && c.stopped && len(c.over) == 0:
 		c.stop(LevelQuick)

@@ -108,7 +108,7 @@ func (s *seat) serves() bool {
 // fill sees to it that the seat has one good worker, and no others for longer
 // than needed. One that serves is told to stop only when a good one serves.
 func (f *Fleet) fill(s *seat) {
-	if f.ending() || s.closing {
+	if s.closing {
 		return
 	}
 	for _, w := range s.workers {
@@ -218,9 +218,9 @@ func (f *Fleet) kill(w *worker, why string) {
 	f.changed = true
 }
 
-// forgive forgets a seat's failures when a worker that came after them is well.
+// forgive forgets a seat's failures when its worker is well.
 func (f *Fleet) forgive(s *seat) {
-	if w := s.best(); w != nil && w.ID > s.LastFailed && s.Failures > 0 && f.due(w.readyAt.Add(f.cfg.HealthyAfter)) {
+	if w := s.best(); w != nil && s.Failures > 0 && f.due(w.readyAt.Add(f.cfg.HealthyAfter)) {
 		s.Failures, f.changed = 0, true
 	}
 }
@@ -284,7 +284,7 @@ func (f *Fleet) fail(w *worker, x WorkerExit) {
 		return
 	}
 	s := w.seat
-	w.Failed, s.LastFailed = true, w.ID
+	w.Failed = true
 	s.Restarts++
 	f.nCrashes++
 	if f.ending() {

@@ -59,9 +59,6 @@ func (f *Fleet) Verdict(now time.Time, generation int, err error) {
 
 // restart moves a restart on by a step, if it can.
 func (f *Fleet) restart() {
-	if f.ending() {
-		return
-	}
 	if f.roll == nil && len(f.pending) > 0 {
 		f.lastGen++
 		f.roll = &roll{gen: f.lastGen, tickets: f.pending}

@@ -37,7 +37,7 @@ func (f *Fleet) scaling() bool {
 
 // rescale moves the number of seats on by a step. It reports whether it could.
 func (f *Fleet) rescale() bool {
-	if f.ending() || !f.scaling() {
+	if !f.scaling() {
 		return false
 	}
 	s := f.last()
@@ -96,7 +96,7 @@ func (f *Fleet) Recycle(now time.Time, seat int) error {
 // whole fleet at once would be a restart without its safety. The one before must
 // be gone, not only stopping, so that there is never more than one too many.
 func (f *Fleet) recycle() {
-	if f.ending() || f.roll != nil {
+	if f.roll != nil {
 		return
 	}
 	var next *worker

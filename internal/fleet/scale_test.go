@@ -101,6 +101,37 @@ func TestScaleDownLast(t *testing.T) {
 		"8s gone #2 asked", "8s close 1", "8s live [0] [] [3]", "8s all ready")
 }
 
+// TestScaleDownAtOnce: closing a seat that nobody serves on, without any grace,
+// does not leave a step out, nor is anybody started on it meanwhile.
+func TestScaleDownAtOnce(t *testing.T) {
+	cfg := config(3)
+	cfg.HandshakeGrace = 0
+	s := newSim(t, cfg).start()
+	for range 2 { // so that the second time they are in their backoff
+		s.kill9(s.worker(1))
+		s.kill9(s.worker(2))
+		s.run(1100 * time.Millisecond)
+	}
+	s.run(time.Second)
+	s.kill9(s.worker(1))
+	s.kill9(s.worker(2))
+	s.lines = nil
+	s.scale(1)
+	s.want("shut close spawn", "5.2s shut 2", "5.2s close 2", "5.2s shut 1", "5.2s close 1")
+
+	cfg = config(3)
+	cfg.HandshakeGrace = cfg.BackoffBase
+	s = newSim(t, cfg).start()
+	s.kill9(s.worker(1))
+	s.run(time.Second)
+	s.kill9(s.worker(1))
+	s.scale(1)
+	s.kill9(s.worker(2))
+	s.lines = nil
+	s.run(time.Minute)
+	s.want("shut close spawn", "4s close 2", "4s shut 1", "5s close 1")
+}
+
 // TestScaleDuringRestart: it waits. A restart does not wait for a seat to close.
 func TestScaleDuringRestart(t *testing.T) {
 	s := newSim(t, config(2)).start()

@@ -266,11 +266,14 @@ func (s *sim) beat(p *proc) {
 	if p.gone || p.dumped || p.killed {
 		return
 	}
+	p.beat.Progress = !p.hung
 	if !p.hung {
-		p.beat.Progress, p.beaten = true, s.now
+		p.beaten = s.now
 		p.beat.Requests += p.requests
 		p.beat.Accepted += p.requests
 		p.beat.RSS = p.rss
+	}
+	if !p.hung || p.dump >= 0 { // else it is stopped, and says nothing at all
 		s.f.Beat(s.now, p.ID, p.beat)
 	}
 	s.at(time.Second, func() { s.beat(p) })
@@ -384,7 +387,7 @@ func (s *sim) do(a Action) {
 		if first {
 			p.told = s.now
 		}
-		if a.Level == LevelNow {
+		if a.Level == LevelNow && p.toldNow.IsZero() {
 			p.toldNow = s.now
 		}
 		if serving && !a.Final && s.serving(p.Seat) == 0 {

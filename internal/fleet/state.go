@@ -121,7 +121,6 @@ type State struct {
 type SeatState struct {
 	Failures   int           `json:"failures"` // in a row, for the backoff
 	BackoffFor time.Duration `json:"backoff_ns"`
-	LastFailed ID            `json:"last_failed"`
 	Boots      int           `json:"boots"`    // failures to boot, see Config.BootTries
 	Restarts   uint64        `json:"restarts"` // failures of any kind
 	LastExit   *WorkerExit   `json:"last_exit"`
