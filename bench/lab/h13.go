@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -111,6 +112,9 @@ func stoppers(w *workshop, clients int) []*stopper {
 
 // runH13 stops servers while requests keep coming.
 func runH13(ctx context.Context, opt options) (page *report.Page, err error) {
+	if errNoSignals != nil {
+		return nil, errNoSignals
+	}
 	stops, clients, modes, bursts := 1, 96, load.Modes, []int{20, 200}
 	if opt.Short {
 		stops, clients, modes, bursts = 1, 32, []load.Mode{load.PerRequest, load.KeepAlive}, []int{20}
@@ -173,8 +177,18 @@ func (s *stopper) stopBurst(ctx context.Context, n int) error {
 		return err
 	}
 	defer p.Kill()
-	began := time.Now()
-	r, err := load.Burst{Server: load.Server{Addr: p.Addr}, Requests: n, Timeout: h13Timeout, Bound: h13Late}.Run(ctx)
+	var mu sync.Mutex
+	var began time.Time // of the first request
+	r, err := load.Burst{
+		Server: load.Server{Addr: p.Addr}, Requests: n, Timeout: h13Timeout, Bound: h13Late,
+		Each: func(x *load.Exchange, _ load.Outcome) {
+			mu.Lock()
+			defer mu.Unlock()
+			if began.IsZero() || x.Began.Before(began) {
+				began = x.Began
+			}
+		},
+	}.Run(ctx)
 	if err != nil {
 		return err
 	}
