@@ -441,6 +441,7 @@ func TestRestart(t *testing.T) {
 		for i, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGHUP} {
 			f.deploy(i + 2)
 			f.signal(sig)
+			f.alwaysServing(i + 2)
 			done = append(done, f.awaitRestarted(i+2))
 			l.awaitMore(8 * *fleetClients)
 		}
@@ -543,6 +544,25 @@ func TestRestart(t *testing.T) {
 		f.inOrder("prefork: killing a worker", fmt.Sprintf(`"prefork: worker is gone" seat=1 generation=1 pid=%d`, pid), `"prefork: restarted"`)
 		f.stop()
 	})
+}
+
+// alwaysServing watches a restart, in which there are never fewer workers that
+// serve than before.
+func (f *fleet) alwaysServing(generation int) {
+	f.t.Helper()
+	seen := 0
+	f.observe(0).await("restarted", func(s prefork.Stats) bool {
+		if s.Serving < s.Workers {
+			f.t.Errorf("%d of %d workers serve", s.Serving, s.Workers)
+		}
+		if s.Restarting {
+			seen++
+		}
+		return s.Generation == generation
+	})
+	if seen == 0 {
+		f.t.Error("the restart was not seen")
+	}
 }
 
 // inOrder checks that the log says these, one after the other.
