@@ -165,26 +165,27 @@ func TestHTTP2Handshake(t *testing.T) {
 // TestHTTP2ClosedWhileIdle: what the server closes while nothing is under way
 // loses nothing, and is made anew.
 func TestHTTP2ClosedWhileIdle(t *testing.T) {
+	t.Parallel()
 	for _, goAway := range []bool{false, true} {
 		var conns atomic.Int64
 		addr := serve(t, func(c net.Conn) {
 			conns.Add(1)
 			s := newServer2(t, c)
 			for _, id := range s.requests(1) {
+				if goAway {
+					s.WriteGoAway(id, http2.ErrCodeNo, nil)
+				}
 				s.answer(id)
-			}
-			if goAway {
-				s.WriteGoAway(1, http2.ErrCodeNo, nil)
 			}
 		})
 		r, err := Open{
-			Server: Server{Addr: addr, HTTP2: true}, Rate: 20, Steady: true, Duration: 530 * time.Millisecond,
+			Server: Server{Addr: addr, HTTP2: true}, Rate: 5, Steady: true, Duration: 1100 * time.Millisecond,
 		}.Run(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		check(t, r, map[Outcome]int{Answered: 10})
-		if conns.Load() != 10 {
+		check(t, r, map[Outcome]int{Answered: 5})
+		if conns.Load() != 5 {
 			t.Errorf("%d connections", conns.Load())
 		}
 	}
@@ -192,6 +193,7 @@ func TestHTTP2ClosedWhileIdle(t *testing.T) {
 
 // TestHTTP2Real has net/http drop every k-th response, with and without TLS.
 func TestHTTP2Real(t *testing.T) {
+	t.Parallel()
 	const requests, k = 140, 7
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("TLS %t", secure), func(t *testing.T) {

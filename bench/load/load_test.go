@@ -179,6 +179,7 @@ func TestClosedStopsAtLoss(t *testing.T) {
 // TestStall stalls a server once. Of its waiting a closed loop sees as many
 // requests as it has clients; an open loop sees all that came meanwhile.
 func TestStall(t *testing.T) {
+	t.Parallel()
 	const (
 		rate   = 250
 		stall  = 400 * time.Millisecond
@@ -219,7 +220,7 @@ func TestStall(t *testing.T) {
 	}
 	t.Logf("closed: %d of %d late, P90 %v; open: %d of %d late, P90 %v",
 		closed.Of(Late), closed.Total(), Quantile(closed.Latency, 90), open.Of(Late), open.Total(), Quantile(open.Latency, 90))
-	if n := closed.Of(Late); n < 1 || closed.Total() < 20*clients {
+	if n := closed.Of(Late); n < 1 || n > open.Of(Late)/2 || closed.Total() < 20*clients {
 		t.Errorf("closed loop: %d late of %d", n, closed.Total())
 	}
 	// All that were due in the stall, but for its last tenth of a second.
@@ -237,6 +238,7 @@ func TestStall(t *testing.T) {
 
 // TestOpenMaxWaiting: who waits for its turn waits from the time it was due.
 func TestOpenMaxWaiting(t *testing.T) {
+	t.Parallel()
 	addr := serve(t, func(c net.Conn) {
 		for r := bufio.NewReader(c); ; {
 			if _, err := http.ReadRequest(r); err != nil {
@@ -294,6 +296,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestTimedOut(t *testing.T) {
+	t.Parallel()
 	const timeout = 50 * time.Millisecond
 	// A server that reads, and one that does not even accept.
 	silent := serve(t, func(c net.Conn) { io.Copy(io.Discard, c) })
@@ -418,18 +421,19 @@ func TestContext(t *testing.T) {
 // TestPoolLetsGo: a connection that the server closes while it is idle loses
 // nothing.
 func TestPoolLetsGo(t *testing.T) {
+	t.Parallel()
 	addr := serve(t, func(c net.Conn) {
 		r := bufio.NewReader(c)
 		if _, err := http.ReadRequest(r); err == nil {
 			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 		}
 	})
-	r, err := Open{Server: Server{Addr: addr}, Rate: 20, Steady: true, Duration: 530 * time.Millisecond}.Run(t.Context())
+	r, err := Open{Server: Server{Addr: addr}, Rate: 5, Steady: true, Duration: 1100 * time.Millisecond}.Run(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	check(t, r, map[Outcome]int{Answered: 10})
-	if n := r.FirstByte.TotalCount(); n != 10 {
+	check(t, r, map[Outcome]int{Answered: 5})
+	if n := r.FirstByte.TotalCount(); n != 5 {
 		t.Errorf("%d connections", n)
 	}
 }

@@ -275,11 +275,11 @@ func BuildServer(ctx context.Context, dir, xBuild string) (program string, err e
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, "./examples/server")...)
 	cmd.Dir = strings.TrimSpace(string(out))
-	// It cleans up when it is interrupted.
+	// It tries to clean up when it is interrupted, and leaves the rest in dir.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = StopPatience
 	// If go build asks git for the revision, that must not touch the index.
-	cmd.Env = append(os.Environ(), "GIT_OPTIONAL_LOCKS=0")
+	cmd.Env = append(os.Environ(), "GIT_OPTIONAL_LOCKS=0", "GOTMPDIR="+filepath.Dir(program))
 	if out, err := cmd.CombinedOutput(); ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	} else if err != nil {
