@@ -69,13 +69,12 @@ func TestStarvation(t *testing.T) {
 	longest := func(name string, of func(*starvation) seen) time.Duration { return percentile(name, of, 100) }
 	alone := func(s *starvation) seen { return s.alone }
 	beside := func(s *starvation) seen { return s.beside }
-	// What one turn more would be.
-	fair := s.ideal() + s.sleep*8/10
-	if got := p90("usher (MaxInline 1)", alone); got > fair {
-		t.Errorf("ten connections on usher: P90 is %v, fair is %v", got, s.ideal())
+	// On a busy machine all wait longer: a semaphore says how much.
+	if got, fair := p90("usher (MaxInline 1)", alone), max(s.ideal(), p90("x/sync/semaphore", alone)); got > fair*3/2 {
+		t.Errorf("ten connections on usher: P90 is %v, fair is %v", got, fair)
 	}
-	if got := p90("usher (MaxInline 1)", beside); got > fair {
-		t.Errorf("nine clients beside a flood on usher: P90 is %v, fair is %v", got, s.ideal())
+	if got, fair := p90("usher (MaxInline 1)", beside), max(s.ideal(), p90("x/sync/semaphore", alone)); got > fair*2 {
+		t.Errorf("nine clients beside a flood on usher: P90 is %v, fair is %v", got, fair)
 	}
 	if got := longest("netutil.LimitListener", alone); got < s.length {
 		t.Errorf("ten connections on LimitListener: the longest took %v; five were to wait for the end, for %v", got, s.length)

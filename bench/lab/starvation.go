@@ -11,6 +11,7 @@ import (
 	"github.com/seed-235859eb/usher/bench/fairness"
 	"github.com/seed-235859eb/usher/bench/load"
 	"github.com/seed-235859eb/usher/bench/report"
+	"github.com/seed-235859eb/usher/bench/usage"
 )
 
 // The case of Router 2.0 and Puma: what hey -c 10 -n 200 asked, of a handler
@@ -22,8 +23,9 @@ const (
 	// floodStreams are on one connection, beside the others.
 	floodStreams = 100
 	floodRounds  = 100
-	// starveNoise is the part by which the P99 of equals differ.
-	starveNoise = 0.1
+	// starveNoise is the part by which the P99 of equals differ, on a quiet
+	// machine and on one that others use, too.
+	starveNoise, starveDisturbed = 0.1, 1.0
 )
 
 // A starvation is one server, and what its clients saw.
@@ -116,6 +118,7 @@ type starvations struct {
 	all                        []*starvation
 	versions                   []string
 	sleep, length, floodLength time.Duration
+	others                     float64 // part of the CPUs' time that others used; -1 if that is not known
 }
 
 // ideal is how long each request takes if all are treated alike.
@@ -133,6 +136,7 @@ func measureStarvation(ctx context.Context, opt options) (*starvations, error) {
 	// They run beside each other: handlers sleep, so that the machine does, too.
 	logf(opt.Log, "starvation: %d clients on %d slots for %v, then for %v with an HTTP/2 connection of %d streams beside %d of them\n",
 		starveClients, starveSlots, length, floodLength, floodStreams, starveClients-1)
+	watch := usage.NewWatch()
 	errs := make(chan error, len(all))
 	var wg sync.WaitGroup
 	for _, s := range all {
@@ -168,7 +172,7 @@ func measureStarvation(ctx context.Context, opt options) (*starvations, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return &starvations{all, versions, sleep, length, floodLength}, nil
+	return &starvations{all, versions, sleep, length, floodLength, watch.Others(0)}, nil
 }
 
 // starve asks for so long. Clients are loops of their own, so that each is
@@ -290,6 +294,11 @@ func (s *starvations) page(ctx context.Context) *report.Page {
 		}
 		return g
 	}
+	noise := starveNoise
+	if s.others >= disturbing {
+		noise = starveDisturbed
+		p.Lead += fmt.Sprintf("\n\nOthers used %.0f %% of the CPUs meanwhile, so that all times are less exact, and one less than twice another is a draw.", 100*s.others)
+	}
 	row := func(s *starvation, what, ushers seen, more ...string) []string {
 		cells := []string{s.name}
 		waits := what.all()
@@ -310,7 +319,7 @@ func (s *starvations) page(ctx context.Context) *report.Page {
 		case !s.limited:
 			cells = append(cells, "no limit")
 		default:
-			cells = append(cells, verdictOfTime(rank(waits, 99), rank(ushers.all(), 99), starveNoise))
+			cells = append(cells, verdictOfTime(rank(waits, 99), rank(ushers.all(), 99), noise))
 		}
 		return append(cells, more...)
 	}
