@@ -40,7 +40,7 @@ func TestModel(t *testing.T) {
 }
 
 // counts of what happened, so that none of it is missed without notice.
-type counts [14]int
+type counts [13]int
 
 type chaos struct {
 	*sim
@@ -147,9 +147,9 @@ func (c *chaos) episode(t *testing.T) {
 	c.pass(15 * time.Minute)
 	if len(c.over) == 0 {
 		c.atRest()
-		c.stop([]Level{LevelStop, LevelQuick, LevelNow}[c.random.IntN(3)])
-		if c.one(2) {
-			c.stop(LevelNow)
+		for range 3 {
+			c.stop([]Level{LevelStop, LevelQuick, LevelNow}[c.random.IntN(3)])
+			c.pass(c.upTo(2 * time.Second))
 		}
 		c.pass(time.Hour)
 	} else {
@@ -198,7 +198,7 @@ func (c *chaos) check() {
 
 // happen does one thing from outside.
 func (c *chaos) happen() {
-	k := 2 + c.random.IntN(12)
+	k := 2 + c.random.IntN(11)
 	var some *proc
 	if len(c.order) > 0 {
 		some = c.order[c.random.IntN(len(c.order))]
@@ -240,8 +240,6 @@ func (c *chaos) happen() {
 		}
 	case k == 12 && c.one(10):
 		c.stop(LevelStop)
-	case k == 13 && c.stopped && len(c.over) == 0:
-		c.stop(LevelQuick)
 	default:
 		return
 	}

@@ -54,7 +54,7 @@ func (f *Fleet) pass() {
 		f.finish()
 		f.allReady()
 	}
-	if f.ending() && len(f.workers) == 0 {
+	if f.told > 0 && len(f.workers) == 0 {
 		f.over, f.next = true, time.Time{}
 		f.answers = append(f.answers, Over{f.verdict()})
 	}
