@@ -45,6 +45,8 @@ type running struct {
 	status chan error // of the first process, once
 	left   chan struct{}
 
+	paused chan struct{} // has an element while nobody reads the log
+
 	mu     sync.Mutex
 	wake   chan struct{} // closed and made anew with each change
 	events []event
@@ -74,7 +76,7 @@ func launch(t *testing.T, p plan, change ...func(*exec.Cmd)) *running {
 	t.Helper()
 	r := &running{
 		t: t, file: filepath.Join(t.TempDir(), "program"), network: "tcp",
-		status: make(chan error, 1), left: make(chan struct{}), wake: make(chan struct{}),
+		status: make(chan error, 1), left: make(chan struct{}), wake: make(chan struct{}), paused: make(chan struct{}, 1),
 	}
 	r.write(p)
 	r.cmd = exec.Command(r.file)
@@ -217,6 +219,8 @@ func (r *running) readLog(from *os.File) {
 	defer from.Close()
 	in := bufio.NewReader(from)
 	for {
+		r.paused <- struct{}{}
+		<-r.paused
 		line, err := in.ReadString('\n')
 		if line != "" {
 			r.changed(func() { r.log = append(r.log, strings.TrimSuffix(line, "\n")) })
@@ -226,6 +230,11 @@ func (r *running) readLog(from *os.File) {
 		}
 	}
 }
+
+// pauseLog has nobody read the program's standard error, so that the pipe fills
+// up, until resumeLog.
+func (r *running) pauseLog()  { r.paused <- struct{}{} }
+func (r *running) resumeLog() { <-r.paused }
 
 // wait waits until f, called with r.mu held, is true.
 func (r *running) wait(what string, f func() bool) {

@@ -50,10 +50,7 @@ func fill(t *testing.T, addr net.Addr, n int) {
 }
 
 func testWorker(t *testing.T) *Worker {
-	w := newWorker(Options{Workers: 1}.withDefaults(), 0, 1)
-	w.ctx = t.Context()
-	w.cancel = func(error) {}
-	return w
+	return newWorker(t.Context(), Options{Workers: 1}.withDefaults(), 0, 1)
 }
 
 func acceptAll(l net.Listener) (n int, err error) {

@@ -47,6 +47,7 @@ type Master struct {
 	status    string
 	fed       time.Time // when the watchdog was fed
 	watchdog  time.Duration
+	due       time.Time // when the goroutine was last at work, or will be again
 	terms     burst
 	replace   func() // replaces this process when it can be done; nil if nobody wants that
 	upgrading bool
@@ -178,7 +179,7 @@ func (m *Master) Restart(ctx context.Context) error {
 
 func (m *Master) restart(ticket int, why string) {
 	m.log.Info("prefork: phased restart", "reason", why)
-	m.fleet.Restart(time.Now(), ticket)
+	m.fleet.Restart(m.now(), ticket)
 }
 
 // Upgrade replaces the master itself by the program's file as it is now: a trial
@@ -209,13 +210,13 @@ func (m *Master) Scale(n int) error {
 		return fmt.Errorf("prefork: Scale to %d workers: must be between 1 and %d", n, maxWorkers)
 	}
 	var err error
-	return errors.Join(m.call(context.Background(), func() { err = m.fleet.Scale(time.Now(), n) }), err)
+	return errors.Join(m.call(context.Background(), func() { err = m.fleet.Scale(m.now(), n) }), err)
 }
 
 // Recycle replaces the worker of a seat by another of the same generation.
 func (m *Master) Recycle(seat int) error {
 	var err error
-	return errors.Join(m.call(context.Background(), func() { err = m.fleet.Recycle(time.Now(), seat) }), err)
+	return errors.Join(m.call(context.Background(), func() { err = m.fleet.Recycle(m.now(), seat) }), err)
 }
 
 // Stats returns a snapshot of all workers.
@@ -229,6 +230,23 @@ func (m *Master) Stats() (Stats, error) {
 // before it holds itself to have been stopped.
 func (m *Master) slack() time.Duration { return max(m.opts.HeartbeatTimeout/4, 20*time.Millisecond) }
 
+// now returns the time, for the fleet to judge by. If this goroutine was not
+// there for a while, in its sleep or at work, as the whole process was stopped
+// or whoever reads its log, the fleet is told first.
+func (m *Master) now() time.Time {
+	now := time.Now()
+	late := now.Sub(m.due)
+	if m.due.IsZero() || late < 0 {
+		late = 0
+	}
+	m.due = now
+	if late > m.slack() {
+		m.fleet.Late(now)
+		m.log.Warn("prefork: the master was not there for a while, nobody is judged for it", "late", late)
+	}
+	return now
+}
+
 // loop owns the state until the fleet is over.
 func (m *Master) loop(ctx context.Context) error {
 	defer close(m.done)
@@ -236,14 +254,14 @@ func (m *Master) loop(ctx context.Context) error {
 	stopped := ctx.Done()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	asleep, planned := time.Now(), time.Duration(0)
 	for {
 		m.settle()
 		if m.over {
 			return m.result
 		}
-		asleep, planned = time.Now(), m.nap()
-		timer.Reset(planned)
+		nap := m.nap()
+		m.due = time.Now().Add(nap)
+		timer.Reset(nap)
 		var event func()
 		select {
 		case event = <-m.events:
@@ -254,10 +272,7 @@ func (m *Master) loop(ctx context.Context) error {
 		case s := <-m.signals:
 			event = func() { received = m.signal(s, received) }
 		}
-		if now := time.Now(); now.Sub(asleep) > planned+m.slack() {
-			m.log.Warn("prefork: the master was not there for a while, nobody is judged for it", "asleep", now.Sub(asleep))
-			m.fleet.Late(now)
-		}
+		m.now()
 		if event != nil {
 			event()
 		}
@@ -300,7 +315,7 @@ func (m *Master) settle() {
 // act does what the fleet wants at this moment, and reports whether that was
 // anything.
 func (m *Master) act() bool {
-	now := time.Now()
+	now := m.now()
 	if next := m.fleet.Next(); !next.IsZero() && !next.After(now) {
 		m.fleet.Tick(now)
 	}
@@ -318,7 +333,7 @@ func (m *Master) calm() bool { return m.spawning == 0 && !m.fleet.Busy() }
 // stop begins or hastens the stop of the whole fleet.
 func (m *Master) stop(level fleet.Level, why string) {
 	m.log.Info("prefork: stopping", "reason", why, "level", int(level))
-	m.fleet.Stop(time.Now(), level)
+	m.fleet.Stop(m.now(), level)
 }
 
 // closeSockets gives up the master's share of the sockets once the fleet stops:
@@ -511,11 +526,11 @@ func (m *Master) spawned(p *proc, s *started, err error) {
 	m.spawning--
 	if err != nil {
 		delete(m.procs, p.id)
-		m.fleet.SpawnFailed(time.Now(), p.id, err)
+		m.fleet.SpawnFailed(m.now(), p.id, err)
 		return
 	}
 	m.attach(p, s)
-	m.fleet.Spawned(time.Now(), p.id, p.pid)
+	m.fleet.Spawned(m.now(), p.id, p.pid)
 	m.log.Info("prefork: worker started", "seat", p.seat, "generation", p.generation, "pid", p.pid)
 	if f := m.opts.Hooks.AfterWorkerStart; f != nil {
 		m.hook("AfterWorkerStart", func(ctx context.Context) { f(ctx, p.info()) })
@@ -594,12 +609,12 @@ func (m *Master) exited(p *proc, reap func() fleet.Exit) {
 	e.Output = p.out.String()
 	delete(m.procs, p.id)
 	p.close()
-	m.fleet.Exited(time.Now(), p.id, e)
+	m.fleet.Exited(m.now(), p.id, e)
 }
 
 // hear takes a frame from a worker.
 func (m *Master) hear(p *proc, f frame) {
-	now := time.Now()
+	now := m.now()
 	switch f.Type {
 	case frameBeat:
 		if f.Beat != nil {
@@ -678,12 +693,12 @@ func (m *Master) setOrphans(p *proc, seats []int) {
 func (m *Master) canary(a fleet.CanaryCheck) {
 	check := m.opts.CanaryCheck
 	if check == nil {
-		m.fleet.Verdict(time.Now(), a.Generation, nil)
+		m.fleet.Verdict(m.now(), a.Generation, nil)
 		return
 	}
 	stats, ok := m.workerStats(a.ID)
 	if !ok {
-		m.fleet.Verdict(time.Now(), a.Generation, errors.New("the canary is gone"))
+		m.fleet.Verdict(m.now(), a.Generation, errors.New("the canary is gone"))
 		return
 	}
 	m.hooks.add(func() {
@@ -694,7 +709,7 @@ func (m *Master) canary(a fleet.CanaryCheck) {
 		case err = <-verdict:
 		default:
 		}
-		m.post(func() { m.fleet.Verdict(time.Now(), a.Generation, err) })
+		m.post(func() { m.fleet.Verdict(m.now(), a.Generation, err) })
 	})
 }
 

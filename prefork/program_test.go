@@ -56,6 +56,7 @@ type plan struct {
 	Dies       *planExit     // it dies when it has served for DiesAfter
 	DiesAfter  time.Duration // see Dies
 	Latency    time.Duration // of a request
+	Delay      time.Duration // of a stop
 	Health     string        // fail, hang or panic
 	Deaf       bool          // it takes no notice of the end of its context
 
@@ -381,7 +382,7 @@ func (p plan) serve(ctx context.Context, w *Worker) error {
 	}
 	s := usher.Wrap(srv, usher.Options{
 		Listener: usher.ListenerOptions{HandshakeGrace: 50 * time.Millisecond},
-		Shutdown: usher.ShutdownOptions{IdleGrace: 8 * time.Second, GracePeriod: 20 * time.Second},
+		Shutdown: usher.ShutdownOptions{Delay: p.Delay, IdleGrace: 8 * time.Second, GracePeriod: p.Delay + 20*time.Second},
 	})
 	var all []net.Listener
 	for _, l := range w.Listeners() {

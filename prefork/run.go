@@ -75,7 +75,7 @@ func runSingle(ctx context.Context, opts Options, f func(ctx context.Context, w 
 		// Beats feed it, five in a HeartbeatTimeout.
 		opts.HeartbeatTimeout = min(opts.HeartbeatTimeout, watchdog)
 	}
-	w := newWorker(opts, 0, 0)
+	w := newWorker(ctx, opts, 0, 0)
 	w.link = &standIn{sd: sd, watchdog: watchdog > 0}
 	if err := w.listen(); err != nil {
 		for _, l := range w.listeners {
@@ -105,7 +105,7 @@ func runSingle(ctx context.Context, opts Options, f func(ctx context.Context, w 
 	})
 	defer watch.Wait()
 	defer close(over)
-	return w.run(ctx, f)
+	return w.run(f)
 }
 
 // standIn is what a worker without a master talks to: the service manager.

@@ -22,12 +22,12 @@ import (
 const canFork = true
 
 func runWorker(ctx context.Context, opts Options, setup workerSetup, f func(ctx context.Context, w *Worker) error) error {
-	p, err := startWorker(opts, setup)
+	p, err := startWorker(ctx, opts, setup)
 	if err != nil {
 		return err
 	}
 	defer p.end()
-	return p.w.run(ctx, f)
+	return p.w.run(f)
 }
 
 func runMaster(ctx context.Context, opts Options) error {
@@ -69,6 +69,9 @@ func runMaster(ctx context.Context, opts Options) error {
 var harmless = []os.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU}
 
 func (m *Master) catchSignals() {
+	// Without this, a line of log would kill the master when whoever reads
+	// standard error is gone.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	signal.Notify(m.signals, append([]os.Signal{syscall.SIGTERM, os.Interrupt}, harmless...)...)
 }
 
@@ -211,7 +214,7 @@ func inheritedListener(fd int) (net.Listener, error) {
 // signal does what a signal to the master means, and returns how many to stop
 // have come.
 func (m *Master) signal(s os.Signal, received int) int {
-	now := time.Now()
+	now := m.now()
 	name := signalName(s)
 	switch s {
 	case syscall.SIGTERM, os.Interrupt:

@@ -38,8 +38,8 @@ type Worker struct {
 	servers []supervised.Server
 	level   fleet.Level
 	reason  string
-	leaving bool
 	terms   burst
+	told    int // bursts of SIGTERM that came to this process itself
 	asked   int // questions so far
 	answers map[int]chan frame
 }
@@ -49,14 +49,16 @@ type talker interface {
 	send(f frame, fds ...int) error
 }
 
-func newWorker(opts Options, seat, generation int) *Worker {
-	return &Worker{
+func newWorker(ctx context.Context, opts Options, seat, generation int) *Worker {
+	w := &Worker{
 		seat: seat, generation: generation,
 		opts: opts, log: opts.Logger,
 		byName:  map[string]net.Listener{},
 		answers: map[int]chan frame{},
 		ended:   make(chan struct{}),
 	}
+	w.ctx, w.cancel = context.WithCancelCause(ctx)
+	return w
 }
 
 func (w *Worker) addListener(name string, s *socket) {
@@ -218,19 +220,22 @@ func (w *Worker) stop(level fleet.Level, final bool, reason string) {
 func (w *Worker) leave(reason string) {
 	w.mu.Lock()
 	more := w.terms.more(time.Now())
-	again := w.leaving
-	w.leaving = true
+	if !more {
+		w.told++
+	}
+	// The master's orders are not added up with these: who signals a group, or
+	// all processes, tells both of us.
+	told := min(fleet.Level(w.told), fleet.LevelNow)
 	alone := !w.master
 	level := w.level
 	w.mu.Unlock()
 	switch {
 	case more:
-	case level > 0 && !again: // told by somebody else first
 	case alone:
-		w.stop(level+1, true, reason)
+		w.stop(told, true, reason)
 	case level > 0:
-		w.stop(level+1, false, reason)
-	case again:
+		w.stop(told, false, reason)
+	case told > fleet.LevelStop:
 		w.stop(fleet.LevelStop, false, reason)
 	default:
 		w.log.Info("prefork: told to stop, asking the master for a successor", "reason", reason)
@@ -327,8 +332,7 @@ func (l *listener) seats() []int {
 }
 
 // run calls the program's function and beats meanwhile.
-func (w *Worker) run(ctx context.Context, f func(context.Context, *Worker) error) error {
-	w.ctx, w.cancel = context.WithCancelCause(ctx)
+func (w *Worker) run(f func(context.Context, *Worker) error) error {
 	var beats sync.WaitGroup
 	if w.link != nil {
 		beats.Go(w.beat)

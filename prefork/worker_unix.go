@@ -3,6 +3,7 @@
 package prefork
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -45,13 +46,13 @@ type workerProcess struct {
 }
 
 // startWorker makes a Worker of what the master passed.
-func startWorker(opts Options, setup workerSetup) (*workerProcess, error) {
+func startWorker(ctx context.Context, opts Options, setup workerSetup) (*workerProcess, error) {
 	os.Unsetenv(workerEnv) // children of this process are not workers
 	if setup.MaxProcs {
 		os.Unsetenv("GOMAXPROCS") // nor have they its share
 	}
 	p := &workerProcess{
-		w:       newWorker(opts, setup.Seat, setup.Generation),
+		w:       newWorker(ctx, opts, setup.Seat, setup.Generation),
 		stderr:  setup.Stderr,
 		signals: make(chan os.Signal, 4),
 		done:    make(chan struct{}),
