@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,50 +46,58 @@ func TestParse(t *testing.T) {
 }
 
 // TestStarvation is the incident. It wants usher fair, and the others to show
-// that unfairness would be seen.
+// that unfairness would be seen. A machine that is busy with other things can
+// make anybody wait: once in three is enough.
 func TestStarvation(t *testing.T) {
-	s, err := measureStarvation(t.Context(), options{Short: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Not P99, which is that of one request: the machine may be busy.
-	percentile := func(name string, of func(*starvation) seen, p float64) time.Duration {
-		for _, one := range s.all {
-			if one.name != name {
-				continue
-			}
-			what := of(one)
-			if n := what.unanswered(); n > 0 {
-				t.Errorf("%s: %d requests were not answered", name, n)
-			}
-			return rank(what.all(), p)
+	const takes = 3
+	for take := range takes {
+		s, err := measureStarvation(t.Context(), options{Short: true})
+		if err != nil {
+			t.Fatal(err)
 		}
-		t.Fatalf("there is no %s", name)
-		return 0
+		text := s.page(t.Context()).Text()
+		for _, one := range s.all {
+			if !strings.Contains(text, "\n"+one.name+" ") {
+				t.Fatalf("the page has no line for %s", one.name)
+			}
+		}
+		faults := s.faults()
+		if len(faults) == 0 {
+			return
+		}
+		t.Logf("take %d: %q", take+1, faults)
 	}
-	p90 := func(name string, of func(*starvation) seen) time.Duration { return percentile(name, of, 90) }
-	longest := func(name string, of func(*starvation) seen) time.Duration { return percentile(name, of, 100) }
+	t.Errorf("not as it should be, %d times", takes)
+}
+
+// faults are what TestStarvation does not want.
+func (s *starvations) faults() (all []string) {
+	fault := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
 	alone := func(s *starvation) seen { return s.alone }
 	beside := func(s *starvation) seen { return s.beside }
-	// On a busy machine all wait longer: a semaphore says how much.
-	if got, fair := p90("usher (MaxInline 1)", alone), max(s.ideal(), p90("x/sync/semaphore", alone)); got > fair*3/2 {
-		t.Errorf("ten connections on usher: P90 is %v, fair is %v", got, fair)
-	}
-	if got, fair := p90("usher (MaxInline 1)", beside), max(s.ideal(), p90("x/sync/semaphore", alone)); got > fair*2 {
-		t.Errorf("nine clients beside a flood on usher: P90 is %v, fair is %v", got, fair)
-	}
-	if got := longest("netutil.LimitListener", alone); got < s.length {
-		t.Errorf("ten connections on LimitListener: the longest took %v; five were to wait for the end, for %v", got, s.length)
-	}
-	if got := p90("x/sync/semaphore", beside); got < 5*s.ideal() {
-		t.Errorf("nine clients beside a flood on a semaphore: P90 is %v; a queue of a hundred takes longer", got)
-	}
-	text := s.page(t.Context()).Text()
-	for _, one := range s.all {
-		if !strings.Contains(text, "\n"+one.name+" ") {
-			t.Errorf("the page has no line for %s", one.name)
+	percentile := func(name string, of func(*starvation) seen, p float64) time.Duration {
+		what := of(s.all[slices.IndexFunc(s.all, func(s *starvation) bool { return s.name == name })])
+		if n := what.unanswered(); n > 0 {
+			fault("%s: %d requests were not answered", name, n)
 		}
+		return rank(what.all(), p)
 	}
+	const usher, semaphore, listener = "usher (MaxInline 1)", "x/sync/semaphore", "netutil.LimitListener"
+	// A semaphore says how much longer all wait on a busy machine.
+	fair := max(s.ideal(), percentile(semaphore, alone, 90))
+	if got := percentile(usher, alone, 90); got > fair*3/2 {
+		fault("ten connections on usher: P90 is %v, fair is %v", got, fair)
+	}
+	if got := percentile(usher, beside, 90); got > fair*3/2 {
+		fault("nine clients beside a flood on usher: P90 is %v, fair is %v", got, fair)
+	}
+	if got := percentile(listener, alone, 100); got < s.length {
+		fault("ten connections on LimitListener: the longest took %v; five were to wait for the end, for %v", got, s.length)
+	}
+	if got := percentile(semaphore, beside, 50); got < 5*s.ideal() {
+		fault("nine clients beside a flood on a semaphore: P50 is %v; a queue of a hundred takes longer", got)
+	}
+	return all
 }
 
 func TestOverload(t *testing.T) {
