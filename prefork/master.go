@@ -692,13 +692,10 @@ func (m *Master) setOrphans(p *proc, seats []int) {
 
 func (m *Master) canary(a fleet.CanaryCheck) {
 	check := m.opts.CanaryCheck
-	if check == nil {
-		m.fleet.Verdict(m.now(), a.Generation, nil)
-		return
-	}
 	stats, ok := m.workerStats(a.ID)
-	if !ok {
-		m.fleet.Verdict(m.now(), a.Generation, errors.New("the canary is gone"))
+	if check == nil || !ok {
+		// Of one that is gone its end tells enough; the next is asked about.
+		m.fleet.Verdict(m.now(), a.Generation, nil)
 		return
 	}
 	m.hooks.add(func() {
@@ -779,7 +776,7 @@ func (m *Master) tellManager() {
 		return
 	}
 	healthy := func(w fleet.WorkerSnapshot) bool {
-		return w.State == "serving" && w.Beat.Progress && w.BeatAge < m.opts.HeartbeatTimeout
+		return (w.State == "serving" || w.State == "leaving") && w.Beat.Progress && w.BeatAge < m.opts.HeartbeatTimeout
 	}
 	for _, seat := range m.fleet.Snapshot(time.Now()).Seats {
 		if slices.ContainsFunc(seat.Workers, healthy) {
