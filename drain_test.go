@@ -818,3 +818,45 @@ func TestHardEndLetsHandlersAnswer(t *testing.T) {
 
 // best is what this system can guarantee at most.
 func best(g Guarantee) Guarantee { return min(g, bestGuarantee) }
+
+// TestRunListeners: one server on several listeners, of which net/http changes
+// TLSConfig when it serves the first.
+func TestRunListeners(t *testing.T) {
+	for _, m := range []mode{h1, h1tls} {
+		t.Run(string(m), func(t *testing.T) {
+			t.Parallel()
+			var ls []net.Listener
+			for range 20 {
+				l, err := Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				ls = append(ls, l)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			s := Wrap(newHTTPServer(m, http.NotFoundHandler()), quickly())
+			done := make(chan error, 1)
+			go func() { done <- s.Run(ctx, ls...) }()
+			for _, l := range ls {
+				c, err := net.Dial("tcp", l.Addr().String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if m.tls() {
+					c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+				}
+				if _, err := io.WriteString(c, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+					t.Error(err)
+				}
+				if b, err := io.ReadAll(c); err != nil || len(b) == 0 {
+					t.Errorf("%d bytes, %v", len(b), err)
+				}
+				c.Close()
+			}
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

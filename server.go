@@ -46,16 +46,19 @@ type Server struct {
 
 	limiter *Limiter // nil without Options.Fairness.Slots
 
-	install  sync.Once
-	phase    atomic.Int32
-	begun    atomic.Uint64 // requests
-	ended    atomic.Uint64 // of those
-	crowd    atomic.Int32  // newcomers that wait for MaxConns
-	draining chan struct{} // closed when the drain begins
-	nudge    chan struct{} // has an element when the stop should look again
-	hurry    chan struct{} // closed to cut the lame duck short
-	now      chan struct{} // closed to end at once
-	done     chan struct{} // closed when the stop has ended
+	install sync.Once
+	// clientCerts says that TLS clients are asked for certificates. Once it
+	// serves, net/http may change TLSConfig.
+	clientCerts bool
+	phase       atomic.Int32
+	begun       atomic.Uint64 // requests
+	ended       atomic.Uint64 // of those
+	crowd       atomic.Int32  // newcomers that wait for MaxConns
+	draining    chan struct{} // closed when the drain begins
+	nudge       chan struct{} // has an element when the stop should look again
+	hurry       chan struct{} // closed to cut the lame duck short
+	now         chan struct{} // closed to end at once
+	done        chan struct{} // closed when the stop has ended
 
 	mu         sync.Mutex
 	err        error // what is wrong with the options
@@ -142,7 +145,7 @@ func (s *Server) Serve(l net.Listener) error {
 // [http.Server.ServeTLS] takes them.
 func (s *Server) ServeTLS(l net.Listener, certFile, keyFile string) error {
 	return s.serve(l, func(l net.Listener) error {
-		if cfg := s.http.TLSConfig; cfg != nil && (cfg.ClientAuth != tls.NoClientCert || cfg.GetConfigForClient != nil) {
+		if s.clientCerts {
 			l.(*Listener).clientCerts.Store(true)
 		}
 		return s.http.ServeTLS(l, certFile, keyFile)
@@ -209,9 +212,10 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		defer signal.Stop(signals)
 	}
 
+	secure := s.hasCertificate() // net/http changes TLSConfig when it serves
 	if len(listeners) == 0 {
 		addr := ":http"
-		if s.hasCertificate() {
+		if secure {
 			addr = ":https"
 		}
 		l, err := s.listen(addr)
@@ -223,7 +227,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	results := make(chan error)
 	for _, l := range listeners {
 		go func() {
-			if s.hasCertificate() {
+			if secure {
 				results <- s.ServeTLS(l, "", "")
 			} else {
 				results <- s.Serve(l)
@@ -379,6 +383,9 @@ func (s *Server) look() {
 
 // chain puts usher's hooks behind those of the user.
 func (s *Server) chain() {
+	if cfg := s.http.TLSConfig; cfg != nil {
+		s.clientCerts = cfg.ClientAuth != tls.NoClientCert || cfg.GetConfigForClient != nil
+	}
 	h := s.http.Handler
 	if h == nil {
 		h = http.DefaultServeMux
