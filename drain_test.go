@@ -834,7 +834,9 @@ func TestRunListeners(t *testing.T) {
 				ls = append(ls, l)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
-			s := Wrap(newHTTPServer(m, http.NotFoundHandler()), quickly())
+			srv := newHTTPServer(m, http.NotFoundHandler())
+			srv.Protocols = nil // the default, for which net/http sets TLSConfig up
+			s := Wrap(srv, quickly())
 			done := make(chan error, 1)
 			go func() { done <- s.Run(ctx, ls...) }()
 			for _, l := range ls {
