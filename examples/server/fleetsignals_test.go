@@ -130,6 +130,9 @@ func TestFleetSignals(t *testing.T) {
 			}
 			f.signal(syscall.SIGTERM)
 			draining(f)
+			if n, _ := f.find("usher: stopping", "the master stops"); len(n) != workers {
+				f.t.Errorf("%d workers were stopped by the master, want %d", len(n), workers)
+			}
 		}, nil},
 		{"KILL to the master", func(f *fleet) {
 			f.signal(syscall.SIGKILL)
