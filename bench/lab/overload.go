@@ -229,8 +229,8 @@ func (o *overloading) page(ctx context.Context, all []overloadOutcome) *report.P
 			"Each keeps a CPU busy for %s; its client gives up after %s, counted from the time at which the request was due. "+
 			"Capacity is what plain net/http answers in a closed loop of as many clients as it can make use of: %.0f requests per second on %d CPUs, which the clients share. "+
 			"Each server is a process of its own, new for each load. Limits, as far as a server has them: %d slots, %d in the queue, a wait of %s.\n\n"+
-			"Any bound on the queue saves the goodput; chi's Throttle does that as well as usher. "+
-			"What is without a bound works for clients that have left.",
+			"What bounds its queue keeps its goodput: chi's Throttle does that as well as usher. "+
+			"What bounds nothing, or the wait alone, ends up working for clients that have left.",
 			millis(overloadWork), seconds(overloadTimeout), o.capacity, runtime.NumCPU(), o.limits.Slots, o.limits.MaxQueue, millis(overloadMaxWait)),
 		Versions: peerVersions(ctx),
 	}

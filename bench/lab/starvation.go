@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/seed-235859eb/usher/bench/fairness"
@@ -33,7 +34,7 @@ type starvation struct {
 	name    string
 	focus   bool
 	missing string // why it was left out, and what to do
-	start   func(ctx context.Context) (addr string, stop func(), err error)
+	start   func(ctx context.Context) (addr string, pid int, stop func(), err error)
 	mode    load.Mode
 	http2   bool // it speaks HTTP/2
 	limited bool // and has a limit to compare
@@ -61,22 +62,22 @@ func starving(ctx context.Context, sleep time.Duration) (all []*starvation, vers
 		spec := fairness.Spec{Contender: c.Name, Limits: limits, Sleep: sleep, HTTP2: true}
 		all = append(all, &starvation{
 			name: name, mode: load.KeepAlive, http2: true, limited: c.Limits, focus: c.Name == fairness.Usher.Name,
-			start: func(context.Context) (string, func(), error) {
+			start: func(context.Context) (string, int, func(), error) {
 				p, err := fairness.Start(spec)
 				if err != nil {
-					return "", nil, err
+					return "", 0, nil, err
 				}
-				return p.Addr, p.Stop, nil
+				return p.Addr, p.PID, p.Stop, nil
 			},
 		})
 	}
 	puma := func(name string, mode load.Mode, missing string) {
-		all = append(all, &starvation{name: name, mode: mode, limited: true, missing: missing, start: func(ctx context.Context) (string, func(), error) {
+		all = append(all, &starvation{name: name, mode: mode, limited: true, missing: missing, start: func(ctx context.Context) (string, int, func(), error) {
 			p, stop, err := startPuma(ctx, sleepyRack(sleep), fmt.Sprintf("threads %d, %d", starveSlots, starveSlots))
 			if err != nil {
-				return "", nil, err
+				return "", 0, nil, err
 			}
-			return p.Addr, stop, nil
+			return p.Addr, p.PID, stop, nil
 		}})
 	}
 	add("net/http (no limit)", fairness.Bare, limits)
@@ -137,6 +138,7 @@ func measureStarvation(ctx context.Context, opt options) (*starvations, error) {
 	logf(opt.Log, "starvation: %d clients on %d slots for %v, then for %v with an HTTP/2 connection of %d streams beside %d of them\n",
 		starveClients, starveSlots, length, floodLength, floodStreams, starveClients-1)
 	watch := usage.NewWatch()
+	var measured atomic.Int64 // CPU time of the servers
 	errs := make(chan error, len(all))
 	var wg sync.WaitGroup
 	for _, s := range all {
@@ -145,12 +147,16 @@ func measureStarvation(ctx context.Context, opt options) (*starvations, error) {
 			continue
 		}
 		wg.Go(func() {
-			addr, stop, err := s.start(ctx)
+			addr, pid, stop, err := s.start(ctx)
 			if err != nil {
 				errs <- err
 				return
 			}
 			defer stop()
+			defer func() {
+				cpu, _ := usage.CPUTime(pid)
+				measured.Add(int64(cpu))
+			}()
 			if s.alone, err = starve(ctx, addr, s.mode, starveClients, 0, length); err != nil {
 				errs <- fmt.Errorf("%s: %w", s.name, err)
 				return
@@ -172,7 +178,7 @@ func measureStarvation(ctx context.Context, opt options) (*starvations, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return &starvations{all, versions, sleep, length, floodLength, watch.Others(0)}, nil
+	return &starvations{all, versions, sleep, length, floodLength, watch.Others(time.Duration(measured.Load()))}, nil
 }
 
 // starve asks for so long. Clients are loops of their own, so that each is
