@@ -170,6 +170,9 @@ func (l *Listener) finish(ctx context.Context, sv supervised.Listener) {
 	switch err := sv.Shut(); {
 	case err == nil:
 		l.awaitHandshakes(ctx)
+	case errors.Is(err, supervised.ErrForeign):
+		l.log.Info("usher: new handshakes are not stopped: the socket is not this program's alone", "addr", l.Addr())
+		guarantee = GuaranteeQueue
 	case !errors.Is(err, supervised.ErrShared):
 		l.log.Warn("usher: new handshakes cannot be stopped; one that ends while the listener is closed is lost", "addr", l.Addr(), "error", err)
 		guarantee = GuaranteeQueue

@@ -50,7 +50,8 @@ type accepted struct {
 // socket is one socket of a listener.
 type socket struct {
 	net.Listener
-	unlink string // path of a unix socket that is this process's to remove
+	unlink  string // path of a unix socket that is this process's to remove
+	foreign bool   // not this program's alone, see supervised.ErrForeign
 
 	finishing bool // set with its listener's mu held
 	patient   bool // empty the queue before the close; the same
@@ -254,6 +255,9 @@ func (s *socket) shut() error {
 			return os.Remove(s.unlink)
 		}
 		return nil // the master has removed the name
+	}
+	if s.foreign {
+		return supervised.ErrForeign
 	}
 	sc, ok := s.Listener.(syscall.Conn)
 	if !ok {

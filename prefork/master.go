@@ -61,6 +61,8 @@ type endpoint struct {
 	key    string // what was asked for: the same in the next master
 	group  *reuseport.Group
 	unlink string // path of a unix socket that is ours to remove
+
+	foreign bool // the socket is not ours alone
 }
 
 // proc is a worker process as the master knows it.
@@ -513,7 +515,7 @@ func (m *Master) spec(p *proc) (processSpec, error) {
 		if err != nil {
 			return spec, fmt.Errorf("prefork: socket of %s for seat %d: %w", e.name, p.seat, err)
 		}
-		spec.setup.Sockets = append(spec.setup.Sockets, workerSocket{Name: e.name, FD: fd})
+		spec.setup.Sockets = append(spec.setup.Sockets, workerSocket{Name: e.name, FD: fd, Foreign: e.foreign})
 	}
 	return spec, nil
 }

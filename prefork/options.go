@@ -103,17 +103,19 @@ type Endpoint struct {
 	// the socket unit; empty then means the first socket.
 	Addr string
 
-	// Listener, if not nil, is a listener to take over: its socket is kept and
-	// it is closed. Network and Addr are not used. All workers share it.
-	Listener net.Listener
+	// Open, if not nil, makes the listener, instead of Network and Addr. It is
+	// called once, by the process that holds the sockets, and never in a
+	// worker, which would find the address taken. The socket is kept and the
+	// listener is closed. All workers share it. Name must be set.
+	Open func() (net.Listener, error)
 }
+
+// foreign reports whether the socket may be somebody else's, too.
+func (e Endpoint) foreign() bool { return e.Open != nil || e.Network == "systemd" }
 
 func (e Endpoint) name() string {
 	if e.Name != "" {
 		return e.Name
-	}
-	if e.Listener != nil {
-		return e.Listener.Addr().Network() + ":" + e.Listener.Addr().String()
 	}
 	return cmp.Or(e.Network, "tcp") + ":" + e.Addr
 }
@@ -183,7 +185,11 @@ func (o Options) validate() error {
 			errs = append(errs, fmt.Errorf("prefork: %s.Network is %q, must be tcp, tcp4, tcp6, unix or systemd", field, e.Network))
 			continue
 		}
-		if e.Addr == "" && e.Listener == nil && e.Network != "systemd" {
+		if e.Open != nil && e.Name == "" {
+			errs = append(errs, fmt.Errorf("prefork: %s.Name is empty, and must be set with Open", field))
+			continue
+		}
+		if e.Addr == "" && e.Open == nil && e.Network != "systemd" {
 			errs = append(errs, fmt.Errorf("prefork: %s.Addr is empty", field))
 			continue
 		}

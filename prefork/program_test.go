@@ -198,11 +198,7 @@ func (p plan) options() (Options, error) {
 	for _, e := range p.Listen {
 		end := Endpoint{Name: e.Name, Network: e.Network, Addr: e.Addr}
 		if e.Own {
-			l, err := usher.Listen(e.Network, e.Addr)
-			if err != nil {
-				return o, err
-			}
-			end.Listener = l
+			end.Open = func() (net.Listener, error) { return usher.Listen(e.Network, e.Addr) }
 		}
 		o.Listen = append(o.Listen, end)
 	}
@@ -366,7 +362,8 @@ func (p plan) serve(ctx context.Context, w *Worker) error {
 			}
 			return ctx
 		},
-		BaseContext: func(net.Listener) context.Context {
+		BaseContext: func(l net.Listener) context.Context {
+			say(event{Name: "listening", PID: os.Getpid(), Seat: w.Seat(), Generation: w.Generation(), Addr: []string{l.Addr().String()}})
 			if about && p.Dies != nil {
 				time.AfterFunc(p.DiesAfter, func() { os.Exit(p.Dies.end()) })
 			}

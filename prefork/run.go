@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -154,22 +155,23 @@ func (w *Worker) listen() error {
 
 func listen(e Endpoint, inherited []sdnotify.Socket) (*socket, error) {
 	switch {
-	case e.Listener != nil:
-		return &socket{Listener: e.Listener}, nil
+	case e.Open != nil:
+		l, err := e.Open()
+		return &socket{Listener: l, foreign: true}, err
 	case e.Network == "systemd":
 		s, err := pick(e.Addr, inherited)
 		if err != nil {
 			return nil, err
 		}
 		l, err := inheritedListener(s.FD)
-		return &socket{Listener: l}, err
+		return &socket{Listener: l, foreign: true}, err
 	case e.Network == "unix":
 		l, err := net.Listen("unix", e.Addr)
 		if err != nil {
 			return nil, err
 		}
 		l.(*net.UnixListener).SetUnlinkOnClose(false) // the stop removes the name first
-		return &socket{Listener: l, unlink: e.Addr}, nil
+		return &socket{Listener: l, unlink: nameOf(l.Addr())}, nil
 	default:
 		network := e.Network
 		if network == "" {
@@ -178,6 +180,14 @@ func listen(e Endpoint, inherited []sdnotify.Socket) (*socket, error) {
 		l, err := usher.Listen(network, e.Addr)
 		return &socket{Listener: l}, err
 	}
+}
+
+// nameOf returns the path of a unix socket, or nothing if it has none.
+func nameOf(a net.Addr) string {
+	if a.Network() != "unix" || strings.HasPrefix(a.String(), "@") {
+		return ""
+	}
+	return a.String()
 }
 
 var errNoEndpoint = errors.New("prefork: Options.Addr and Options.Listen are empty, and systemd passed no socket")

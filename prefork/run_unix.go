@@ -147,9 +147,10 @@ func (m *Master) open(old *masterState) error {
 			if e.group, err = openGroup(want, inherited, seats); err != nil {
 				return fmt.Errorf("prefork: endpoint %s: %w", e.name, err)
 			}
-			if want.Network == "unix" {
-				e.unlink = want.Addr
+			if want.Network == "unix" || want.Open != nil {
+				e.unlink = nameOf(e.group.Addr())
 			}
+			e.foreign = want.foreign()
 		}
 		m.endpoints = append(m.endpoints, e)
 	}
@@ -159,16 +160,24 @@ func (m *Master) open(old *masterState) error {
 
 // key tells whether an endpoint of one master is that of the next.
 func (e Endpoint) key() string {
-	if e.Listener != nil {
-		return "listener " + e.name()
+	if e.Open != nil {
+		return "open " + e.name()
 	}
 	return e.Network + " " + e.Addr + " " + e.name()
 }
 
 func openGroup(e Endpoint, inherited []sdnotify.Socket, seats int) (*reuseport.Group, error) {
 	switch {
-	case e.Listener != nil:
-		return reuseport.FromListener(e.Listener)
+	case e.Open != nil:
+		l, err := e.Open()
+		if err != nil {
+			return nil, err
+		}
+		g, err := reuseport.FromListener(l)
+		if err != nil {
+			l.Close()
+		}
+		return g, err
 	case e.Network == "systemd":
 		s, err := pick(e.Addr, inherited)
 		if err != nil {

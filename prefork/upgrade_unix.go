@@ -51,6 +51,7 @@ type endpointState struct {
 	Network string `json:"network"`
 	FDs     []int  `json:"fds"`
 	Shared  bool   `json:"shared"`
+	Foreign bool   `json:"foreign,omitempty"`
 	Unlink  string `json:"unlink,omitempty"`
 }
 
@@ -216,7 +217,7 @@ func (m *Master) replaceImage(why string) error {
 	var keep []int
 	for _, e := range m.endpoints {
 		s.Endpoints = append(s.Endpoints, endpointState{
-			Name: e.name, Key: e.key, Network: e.group.Network(), FDs: e.group.FDs(), Shared: e.group.Shared(), Unlink: e.unlink,
+			Name: e.name, Key: e.key, Network: e.group.Network(), FDs: e.group.FDs(), Shared: e.group.Shared(), Foreign: e.foreign, Unlink: e.unlink,
 		})
 		keep = append(keep, e.group.FDs()...)
 	}
@@ -347,7 +348,7 @@ func (s *masterState) take(e *endpoint) bool {
 		if err != nil {
 			return false
 		}
-		e.group, e.unlink, e.key = g, old.Unlink, old.Key
+		e.group, e.unlink, e.foreign, e.key = g, old.Unlink, old.Foreign, old.Key
 		s.Endpoints[i].FDs = nil
 		return true
 	}

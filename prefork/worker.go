@@ -459,8 +459,9 @@ type workerSetup struct {
 }
 
 type workerSocket struct {
-	Name string `json:"name"`
-	FD   int    `json:"fd"`
+	Name    string `json:"name"`
+	FD      int    `json:"fd"`
+	Foreign bool   `json:"foreign,omitempty"`
 }
 
 func (s workerSetup) validate() error {

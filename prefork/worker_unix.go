@@ -68,7 +68,7 @@ func startWorker(ctx context.Context, opts Options, setup workerSetup) (*workerP
 			errs = append(errs, fmt.Errorf("prefork: inherited socket %q: %w", s.Name, err))
 			continue
 		}
-		p.w.addListener(s.Name, &socket{Listener: l})
+		p.w.addListener(s.Name, &socket{Listener: l, foreign: s.Foreign})
 	}
 	var err error
 	if p.link, err = newLink(setup.Control); err != nil {

@@ -13,6 +13,12 @@ import (
 // from the sockets: what this one leaves in the accept queue is safe with them.
 var ErrShared = errors.New("supervised: the socket goes on in another process")
 
+// ErrForeign is returned by [Listener.Shut] when the sockets are not this
+// program's alone. Whoever it is that has them too, systemd for instance, may
+// start another program on them; a filter would stay with the socket, and keep
+// everybody out of that.
+var ErrForeign = errors.New("supervised: the socket is somebody else's, too")
+
 // A Listener is a listener whose sockets are not this process's alone.
 type Listener interface {
 	net.Listener
@@ -21,8 +27,8 @@ type Listener interface {
 	// the methods of s before it returns.
 	Served(s Server)
 
-	// Shut stops new handshakes, before Finish. It returns [ErrShared] when
-	// that must not be, and another error when it cannot be.
+	// Shut stops new handshakes, before Finish. It returns [ErrShared] or
+	// [ErrForeign] when that must not be, and another error when it cannot be.
 	Shut() error
 
 	// Finish has Accept return what the kernel has queued, then close the
