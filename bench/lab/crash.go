@@ -317,7 +317,7 @@ func crashPage(all []*crasher, w *workshop, rounds, kills int) *report.Page {
 
 	workers := report.Section{
 		Title: fmt.Sprintf("kill -9 of a random worker every %v", crashEvery),
-		Text:  fmt.Sprintf("%d requests per second, each with a connection of its own, %d times %d workers killed. The times are those from the beginning of connect to the first byte of the response. "+
+		Text: fmt.Sprintf("%d requests per second, each with a connection of its own, %d times %d workers killed. The times are those from the beginning of connect to the first byte of the response. "+
 			"usher/prefork starts the worker of a seat again at once after its first crash, after about 0.25 s the next time, then 0.5 s and so on; when no seat has a worker, clients wait for one.", crashRate, rounds, kills),
 	}
 	quantiles := []string{"P50", "P99", "longest"}
