@@ -68,8 +68,9 @@
 //     last worker's end and output are in the error. Sockets are closed, Run
 //     returns, and a service manager should start the program anew.
 //   - "trial run of …": the program's file does not come as far as Run, perhaps
-//     because it opens what the running master holds. Listeners that the program
-//     makes by itself are such; endpoints of [Options] are not.
+//     because it opens what the running master holds. Listeners that main makes
+//     before Run are such; endpoints of [Options], also those with an Open
+//     function, are not.
 //   - "address … is not free": another program listens there. Without this check,
 //     two of the same user would share the connections.
 //   - A client of HTTP/2, or behind a proxy with a pool, stays with the worker
