@@ -316,7 +316,7 @@ func crashPage(all []*crasher, w *workshop, rounds, kills int) *report.Page {
 	}
 
 	workers := report.Section{
-		Title: fmt.Sprintf("kill -9 of a random worker every %v", crashEvery),
+		Title: fmt.Sprintf("kill -9 of a random worker every %s", millis(crashEvery)),
 		Text: fmt.Sprintf("%d requests per second, each with a connection of its own, %d times %d workers killed. The times are those from the beginning of connect to the first byte of the response. "+
 			"usher/prefork starts the worker of a seat again at once after its first crash, after about 0.25 s the next time, then 0.5 s and so on; when no seat has a worker, clients wait for one.", crashRate, rounds, kills),
 	}
@@ -326,7 +326,7 @@ func crashPage(all []*crasher, w *workshop, rounds, kills int) *report.Page {
 	bars := &report.Bars{Title: "Connect to first byte while workers are killed", XLabel: "time", Unit: "ms", Log: true}
 	hung := report.Section{
 		Title: "A worker hangs, and is killed",
-		Text:  fmt.Sprintf("One of the workers is stopped (SIGSTOP), %d connections are made with a request on each, and after %v the worker is killed. Those that were in its own queue are reset with it; a queue that others hold, too, is served by them.", hungConns, hungFor),
+		Text:  fmt.Sprintf("One of the workers is stopped (SIGSTOP), %d connections are made with a request on each, and after %s the worker is killed. Those that were in its own queue are reset with it; a queue that others hold, too, is served by them.", hungConns, millis(hungFor)),
 	}
 	hungTable := report.Table{Caption: fmt.Sprintf("%d connections, %s", hungConns, times(rounds)), Header: header("P50", "longest wait")}
 	masters := report.Section{
@@ -358,37 +358,32 @@ func crashPage(all []*crasher, w *workshop, rounds, kills int) *report.Page {
 		}
 		masters.Tables = append(masters.Tables, t)
 	}
-	longest := func(of func(*crasher) *load.Result) func(*crasher) (float64, string) {
-		return func(c *crasher) (float64, string) {
-			d := load.Quantile(of(c).FirstByte, 100)
-			return ms(d), fmt.Sprintf("%.1f ms", ms(d))
-		}
-	}
-	workers.Text += betterThanUsher(all, "The longest wait", longest(func(c *crasher) *load.Result { return &c.killed }))
-	hung.Text += betterThanUsher(all, "The longest wait", longest(func(c *crasher) *load.Result { return &c.hung }))
-	masters.Text += betterThanUsher(all, "The time until the last worker is gone", func(c *crasher) (float64, string) {
-		left := c.masterless[load.KeepAlive].left
-		return ms(left), millis(left)
-	})
+	workers.Text += betterThanUsher(all, func(c *crasher) *load.Result { return &c.killed })
+	hung.Text += betterThanUsher(all, func(c *crasher) *load.Result { return &c.hung })
 	page.Sections = []report.Section{workers, hung, masters}
 	return page
 }
 
-// betterThanUsher says whose figure is less than usher's.
-func betterThanUsher(all []*crasher, what string, figure func(*crasher) (float64, string)) string {
-	var better []string
+// betterThanUsher says whose longest wait is less than usher's.
+func betterThanUsher(all []*crasher, of func(*crasher) *load.Result) string {
+	longest := func(c *crasher) time.Duration { return load.Quantile(of(c).FirstByte, 100) }
 	i := slices.IndexFunc(all, func(c *crasher) bool { return c.focus })
 	if i < 0 {
 		return ""
 	}
-	ushers, text := figure(all[i])
+	var better []string
 	for _, c := range all {
-		if v, text := figure(c); !c.focus && v < ushers {
-			better = append(better, fmt.Sprintf("%s (%s)", c.name, text))
+		if c.focus || longest(c) >= longest(all[i]) {
+			continue
 		}
+		text := c.name + ", " + millis(longest(c))
+		if lost := of(c).Of(load.Lost); lost > of(all[i]).Of(load.Lost) {
+			text += fmt.Sprintf(", with %s lost", count(lost))
+		}
+		better = append(better, text)
 	}
 	if len(better) == 0 {
 		return ""
 	}
-	return fmt.Sprintf(" %s of usher/prefork is %s. Better: %s.", what, text, strings.Join(better, "; "))
+	return fmt.Sprintf(" The longest wait for usher/prefork is %s. Shorter: %s.", millis(longest(all[i])), strings.Join(better, "; "))
 }

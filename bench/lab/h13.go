@@ -115,9 +115,9 @@ func runH13(ctx context.Context, opt options) (page *report.Page, err error) {
 	if errNoSignals != nil {
 		return nil, errNoSignals
 	}
-	stops, clients, modes, bursts := 1, 96, load.Modes, []int{20, 200}
+	stops, clients, modes, bursts := 1, 96, load.Modes, []burst{{20, 3}, {200, 1}}
 	if opt.Short {
-		stops, clients, modes, bursts = 1, 32, []load.Mode{load.PerRequest, load.KeepAlive}, []int{20}
+		stops, clients, modes, bursts = 1, 32, []load.Mode{load.PerRequest, load.KeepAlive}, []burst{{20, 1}}
 	}
 	if opt.Stops > 0 {
 		stops = opt.Stops
@@ -153,12 +153,19 @@ func runH13(ctx context.Context, opt options) (page *report.Page, err error) {
 	return h13Page(all, w, stops, clients, modes, bursts), nil
 }
 
-// round stops the server once for each burst and mode.
-func (s *stopper) round(ctx context.Context, clients int, modes []load.Mode, bursts []int) error {
-	if !s.noTerm {
-		for _, n := range bursts {
-			if err := s.stopBurst(ctx, n); err != nil {
-				return fmt.Errorf("%d requests at once: %w", n, err)
+// A burst is so many requests at once, in a round several times: what becomes
+// of few depends on chance.
+type burst struct{ requests, times int }
+
+// round stops the server for each burst and mode.
+func (s *stopper) round(ctx context.Context, clients int, modes []load.Mode, bursts []burst) error {
+	for _, b := range bursts {
+		for range b.times {
+			if s.noTerm {
+				continue
+			}
+			if err := s.stopBurst(ctx, b.requests); err != nil {
+				return fmt.Errorf("%d requests at once: %w", b.requests, err)
 			}
 		}
 	}
@@ -261,15 +268,15 @@ func (st *stopped) add(ctx context.Context, r *load.Result, p *process.Process, 
 }
 
 // h13Page shows it.
-func h13Page(all []*stopper, w *workshop, stops, clients int, modes []load.Mode, bursts []int) *report.Page {
+func h13Page(all []*stopper, w *workshop, stops, clients int, modes []load.Mode, bursts []burst) *report.Page {
 	page := &report.Page{
 		Title: "H13: a server is told to stop while requests keep coming",
 		Lead: fmt.Sprintf("Each server got SIGTERM %s for each kind of client, with %d clients that never retry. "+
 			"A request is lost if its connection was established, or in use, and no whole response came back. "+
 			"Refused is a connect that was answered by a reset: a router sends that request elsewhere, and nothing is lost. "+
 			"A client stops at the first request that is refused or lost. "+
-			"Late is an answer after more than %v. Clients give up after %v, and a server that has not ended %v after the signal is killed.",
-			times(stops), clients, h13Late, h13Timeout, h13Stop),
+			"Late is an answer after more than %s. Clients give up after %s, and a server that has not ended %s after the signal is killed.",
+			times(stops), clients, seconds(h13Late), seconds(h13Timeout), seconds(h13Stop)),
 		Versions: append(report.Versions(context.Background(), "github.com/valyala/fasthttp", "golang.org/x/net"), w.versions...),
 	}
 	var out []string
@@ -286,8 +293,9 @@ func h13Page(all []*stopper, w *workshop, stops, clients int, modes []load.Mode,
 		Title: "The story's own case",
 		Text:  "A handler sends SIGTERM to its master, if there is one, and to its own process, on the first of many requests that arrive at once. All connections were established before: none can be refused, and what is not answered is lost.",
 	}
-	for _, n := range bursts {
-		story.Tables = append(story.Tables, h13Table(fmt.Sprintf("%d requests at once", n), all, false, func(s *stopper) *stopped { return s.bursts[n] }))
+	for _, b := range bursts {
+		caption := fmt.Sprintf("%d requests at once, %s", b.requests, times(stops*b.times))
+		story.Tables = append(story.Tables, h13Table(caption, all, false, func(s *stopper) *stopped { return s.bursts[b.requests] }))
 	}
 	page.Sections = append(page.Sections, story)
 

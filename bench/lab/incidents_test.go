@@ -46,7 +46,8 @@ func checkKept(t *testing.T, what string, r *load.Result) {
 // and http.Server to show that a loss would be seen.
 func TestH13(t *testing.T) {
 	w := testWorkshop(t)
-	const clients, burst, bare = 24, 20, "http.Server.Shutdown"
+	const clients, requests, bare = 24, 20, "http.Server.Shutdown"
+	bursts := []burst{{requests, 1}}
 	modes := []load.Mode{load.PerRequest, load.KeepAlive}
 	var done []*stopper
 	for _, s := range stoppers(w, clients) {
@@ -57,12 +58,12 @@ func TestH13(t *testing.T) {
 		if !s.focus && s.name != bare {
 			continue
 		}
-		if err := s.round(t.Context(), clients, modes, []int{burst}); err != nil {
+		if err := s.round(t.Context(), clients, modes, bursts); err != nil {
 			t.Fatalf("%s: %v", s.name, err)
 		}
 		done = append(done, s)
-		b := s.bursts[burst]
-		if b.Total() != burst || len(b.took)+b.killed != 1 {
+		b := s.bursts[requests]
+		if b.Total() != requests || len(b.took)+b.killed != 1 {
 			t.Errorf("%s: a burst of %d, and %d stops", s.name, b.Total(), len(b.took)+b.killed)
 		}
 		switch {
@@ -78,7 +79,7 @@ func TestH13(t *testing.T) {
 			t.Errorf("%s lost nothing: this test sees nothing", s.name)
 		}
 	}
-	checkPage(t, h13Page(done, w, 1, clients, modes, []int{burst}).Text(), "20 requests at once", "usher ")
+	checkPage(t, h13Page(done, w, 1, clients, modes, bursts).Text(), "20 requests at once", "usher ")
 }
 
 func checkPage(t *testing.T, text string, want ...string) {

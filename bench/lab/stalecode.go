@@ -288,11 +288,11 @@ func stalePage(all []*restarter, w *workshop, workers, restarts int, after time.
 	})
 	page := &report.Page{
 		Title: "Stale code: who answers after a restart?",
-		Lead: fmt.Sprintf("%d workers are replaced, %s, each time with a new build, while %d requests per second come on connections of their own. "+
+		Lead: fmt.Sprintf("%d workers are replaced, %s, with a new build, while %d requests per second come on connections of their own. "+
 			"Each response says which build made it. A restart is over when the log says so: Puma has then booted a worker of the new phase for each old one, usher/prefork says that it has restarted. "+
-			"From then on %v of answers are looked at.\n\n"+
-			"In the report that this is about, Puma's workers said every 5 s that they live, and the master killed those that it had not heard of for 30 s. Here that is %v and %v.",
-			workers, times(restarts), staleRate, after, pumaCheck, pumaTimeout),
+			"From then on %s of answers are looked at.\n\n"+
+			"In the report that this is about, Puma's workers said every 5 s that they live, and the master killed those that it had not heard of for 30 s. Here that is %s and %s.",
+			workers, times(restarts), staleRate, seconds(after), seconds(pumaCheck), seconds(pumaTimeout)),
 		Versions: append(report.Versions(context.Background(), "golang.org/x/net"), w.versions...),
 	}
 	if len(out) > 0 {
