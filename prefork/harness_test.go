@@ -342,8 +342,8 @@ func (r *running) hasLogged(s string) bool {
 	return slices.ContainsFunc(r.log, func(line string) bool { return strings.Contains(line, s) })
 }
 
-// begin gives the master a command, whose answer is to be waited for.
-func (r *running) begin(do string, n int) (answer func() event) {
+// send gives the master a command, and returns its number.
+func (r *running) send(do string, n int) int {
 	r.t.Helper()
 	r.mu.Lock()
 	r.asked++
@@ -356,6 +356,13 @@ func (r *running) begin(do string, n int) (answer func() event) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	return number
+}
+
+// begin gives the master a command, whose answer is to be waited for.
+func (r *running) begin(do string, n int) (answer func() event) {
+	r.t.Helper()
+	number := r.send(do, n)
 	return func() event {
 		r.t.Helper()
 		return r.find("answer to "+do, 1, func(e event) bool { return e.Answer == number })
@@ -374,9 +381,37 @@ func (r *running) must(do string, n int) event {
 	return e
 }
 
+// stats asks the master. A question on its way when the master is replaced is
+// lost, and asked again.
 func (r *running) stats() Stats {
 	r.t.Helper()
-	return *r.must("stats", 0).Stats
+	for range int(patience / time.Second) {
+		number := r.send("stats", 0)
+		for again := time.Now().Add(time.Second); time.Now().Before(again); {
+			r.mu.Lock()
+			wake := r.wake
+			i := slices.IndexFunc(r.events, func(e event) bool { return e.Answer == number })
+			var e event
+			if i >= 0 {
+				e = r.events[i]
+			}
+			r.mu.Unlock()
+			switch {
+			case e.Err != "":
+				r.t.Fatalf("stats: %s", e.Err)
+			case i >= 0:
+				return *e.Stats
+			}
+			select {
+			case <-wake:
+			case <-r.left:
+				r.t.Fatal("the program has ended, want Stats")
+			case <-time.After(time.Until(again)):
+			}
+		}
+	}
+	r.t.Fatal("no answer to stats")
+	return Stats{}
 }
 
 // until waits until the master's statistics are as they should be. It asks
@@ -641,8 +676,7 @@ func (r *running) sample() (lowest func() int) {
 				return
 			default:
 			}
-			number := r.begin("stats", 0)
-			least = min(least, number().Stats.Serving)
+			least = min(least, r.stats().Serving)
 		}
 	}()
 	return func() int { close(over); return <-result }

@@ -51,6 +51,7 @@ type Master struct {
 	terms     burst
 	replace   func() // replaces this process when it can be done; nil if nobody wants that
 	upgrading bool
+	trials    sync.WaitGroup
 	over      bool
 	result    error
 }

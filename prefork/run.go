@@ -40,7 +40,7 @@ func Run(ctx context.Context, opts Options, f func(ctx context.Context, w *Worke
 		return err
 	}
 	opts = opts.withDefaults()
-	if trial() {
+	if trial(opts.Workers) {
 		return nil
 	}
 	if opts.Recycle.Memory > 0 && residentMemory() == 0 {

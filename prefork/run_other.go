@@ -23,7 +23,7 @@ func runMaster(context.Context, Options) error {
 	return fmt.Errorf("prefork: master process: %w", errors.ErrUnsupported)
 }
 
-func trial() bool { return false }
+func trial(int) bool { return false }
 
 func closeSockets([]sdnotify.Socket) {}
 

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -103,6 +105,7 @@ func (m *Master) shareForLog() string {
 // end gives back what the master holds.
 func (m *Master) end() {
 	m.unpublish()
+	m.trials.Wait()
 	for _, e := range m.endpoints {
 		e.group.Close()
 	}
@@ -116,11 +119,14 @@ func (m *Master) end() {
 
 // open opens the endpoints, or takes them over from the master before.
 func (m *Master) open(old *masterState) error {
-	path, err := os.Executable()
+	path, err := programPath()
 	if err != nil {
-		return fmt.Errorf("prefork: %w", err)
+		return err
 	}
-	m.path = strings.TrimSuffix(path, " (deleted)")
+	m.path = path
+	if old != nil && old.Path != "" {
+		m.path = old.Path
+	}
 	inherited, err := systemdSockets()
 	if err != nil {
 		return err
@@ -156,6 +162,34 @@ func (m *Master) open(old *masterState) error {
 	}
 	old.dropRest()
 	return nil
+}
+
+// programPath returns where the program's file is, and the next build of it will
+// be: by the name that it was called by, if that names what runs, since a deploy
+// may consist in changing a symbolic link, and [os.Executable] follows those.
+func programPath() (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("prefork: %w", err)
+	}
+	exe = strings.TrimSuffix(exe, " (deleted)")
+	self, err := os.Stat("/proc/self/exe")
+	if err != nil {
+		if self, err = os.Stat(exe); err != nil {
+			return exe, nil
+		}
+	}
+	called, err := exec.LookPath(os.Args[0])
+	if err != nil {
+		return exe, nil
+	}
+	if called, err = filepath.Abs(called); err != nil {
+		return exe, nil
+	}
+	if info, err := os.Stat(called); err != nil || !os.SameFile(info, self) {
+		return exe, nil
+	}
+	return called, nil
 }
 
 // key tells whether an endpoint of one master is that of the next.

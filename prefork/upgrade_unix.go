@@ -31,11 +31,13 @@ const (
 
 	stateVersion = 1
 	trialSays    = "prefork trial: state version "
+	trialAlone   = "prefork trial: no workers"
 )
 
 // masterState is what one master hands to the next.
 type masterState struct {
 	Version   int             `json:"version"`
+	Path      string          `json:"path"`    // of the program
 	Workers   int             `json:"workers"` // Options.Workers
 	Seats     int             `json:"seats"`
 	Fleet     fleet.State     `json:"fleet"`
@@ -74,17 +76,21 @@ type procState struct {
 }
 
 // trial reports whether this is a trial run, which has come as far as it is to.
-func trial() bool {
+func trial(workers int) bool {
 	if os.Getenv(checkEnv) == "" {
 		return false
 	}
-	fmt.Fprintln(os.Stdout, trialSays+strconv.Itoa(stateVersion))
+	if workers > 0 {
+		fmt.Fprintln(os.Stdout, trialSays+strconv.Itoa(stateVersion))
+	} else {
+		fmt.Fprintln(os.Stdout, trialAlone) // and would leave workers and sockets to nobody
+	}
 	return true
 }
 
 // tryProgram runs the program at path until it comes to Run.
 func tryProgram(ctx context.Context, path string, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not done after %v", timeout))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Args = os.Args
@@ -94,7 +100,7 @@ func tryProgram(ctx context.Context, path string, timeout time.Duration) error {
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
 	if ctx.Err() != nil {
-		err = fmt.Errorf("not done after %v", timeout)
+		err = context.Cause(ctx)
 	}
 	said := bytes.Contains(out.Bytes(), []byte(trialSays+strconv.Itoa(stateVersion)+"\n"))
 	switch {
@@ -102,6 +108,8 @@ func tryProgram(ctx context.Context, path string, timeout time.Duration) error {
 		return fmt.Errorf("prefork: trial run of %s: %w; output: %q", path, err, lastBytes(out.String(), 1<<10))
 	case !said && bytes.Contains(out.Bytes(), []byte(trialSays)):
 		return fmt.Errorf("prefork: trial run of %s: its version of prefork takes another state than version %d over", path, stateVersion)
+	case !said && bytes.Contains(out.Bytes(), []byte(trialAlone)):
+		return fmt.Errorf("prefork: trial run of %s: it would run without workers", path)
 	case !said:
 		return fmt.Errorf("prefork: trial run of %s ended without coming to Run; output: %q", path, lastBytes(out.String(), 1<<10))
 	}
@@ -120,32 +128,64 @@ func (m *Master) upgrade(ctx context.Context, why string, answer chan error) {
 		return
 	}
 	m.upgrading = true
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() { // a trial run must not outlive the master
+		select {
+		case <-m.done:
+			cancel(errMasterGone)
+		case <-ctx.Done():
+		}
+	}()
 	m.log.Info("prefork: upgrade: trial run", "reason", why, "program", m.path)
 	fail := func(err error) {
 		m.log.Error("prefork: upgrade failed, nothing has changed", "error", err)
 		m.upgrading = false
+		cancel(nil)
 		answer <- err
 	}
-	go func() {
-		err := tryProgram(ctx, m.path, m.opts.BootTimeout)
-		m.post(func() {
-			if err != nil {
-				fail(err)
-				return
-			}
-			var attempt func()
-			attempt = func() {
-				if m.closing {
-					fail(errors.New("prefork: upgrade: the fleet stops"))
-				} else if err := m.execute(why); errors.Is(err, errNotCalm) {
-					m.replace = attempt
-				} else {
+	var try func()
+	try = func() {
+		tried := fileOf(m.path)
+		m.trials.Go(func() {
+			err := tryProgram(ctx, m.path, m.opts.BootTimeout)
+			m.post(func() {
+				if err != nil {
 					fail(err)
+					return
 				}
-			}
-			m.replace = attempt
+				m.log.Info("prefork: upgrade: the trial run went well")
+				var attempt func()
+				attempt = func() {
+					if m.closing {
+						fail(errors.New("prefork: upgrade: the fleet stops"))
+					} else if !tried.same(fileOf(m.path)) {
+						try() // what was tried is not what would run
+					} else if err := m.execute(why); errors.Is(err, errNotCalm) {
+						m.replace = attempt
+					} else {
+						fail(err)
+					}
+				}
+				m.replace = attempt
+			})
 		})
-	}()
+	}
+	try()
+}
+
+// file tells one build of a program from another at the same path.
+type file struct{ info os.FileInfo }
+
+func fileOf(path string) file {
+	info, err := os.Stat(path)
+	if err != nil {
+		return file{} // whoever uses it will say so
+	}
+	return file{info}
+}
+
+func (f file) same(g file) bool {
+	return f.info != nil && g.info != nil && os.SameFile(f.info, g.info) && f.info.ModTime().Equal(g.info.ModTime()) && f.info.Size() == g.info.Size()
 }
 
 var errNotCalm = errors.New("prefork: something is under way")
@@ -212,7 +252,7 @@ func (m *Master) execute(why string) error {
 // replaceImage is the system call with what it needs. It returns only on error.
 func (m *Master) replaceImage(why string) error {
 	now := time.Now()
-	s := masterState{Version: stateVersion, Workers: m.opts.Workers, Fleet: m.fleet.State(now), Reason: why}
+	s := masterState{Version: stateVersion, Path: m.path, Workers: m.opts.Workers, Fleet: m.fleet.State(now), Reason: why}
 	s.Seats = len(s.Fleet.Seats)
 	var keep []int
 	for _, e := range m.endpoints {
