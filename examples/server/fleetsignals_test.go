@@ -154,13 +154,7 @@ func TestFleetSignals(t *testing.T) {
 			all := f.hold(2)
 			tt.send(f)
 			// Connects are refused while requests are held.
-			for {
-				c, err := net.Dial("tcp", f.addr)
-				if err != nil {
-					break
-				}
-				c.Close()
-			}
+			awaitRefusal(f.addr)
 			f.release(all)
 			f.ended(tt.want)
 			if n, _ := f.find("prefork: worker started"); len(n) != workers {
