@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 )
 
@@ -84,12 +85,21 @@ func (t Table) Markdown() string {
 func markdownText(text string) string {
 	parts := strings.Split(text, "`")
 	if len(parts)%2 == 0 {
-		return strings.ReplaceAll(markdownEscapes.Replace(text), "`", "\\`")
+		return strings.ReplaceAll(markdownEscape(text), "`", "\\`")
 	}
 	for i := 0; i < len(parts); i += 2 {
-		parts[i] = markdownEscapes.Replace(parts[i])
+		parts[i] = markdownEscape(parts[i])
 	}
 	return strings.Join(parts, "`")
 }
 
-var markdownEscapes = strings.NewReplacer("<", "&lt;", ">", "&gt;", "&", "&amp;", "*", `\*`, "_", `\_`)
+func markdownEscape(text string) string {
+	// Emphasis begins before a word, never in the middle of one.
+	text = edgeOfWord.ReplaceAllString(text, `$1\_`)
+	return markdownEscapes.Replace(text)
+}
+
+var (
+	edgeOfWord      = regexp.MustCompile(`(^|\W)_`)
+	markdownEscapes = strings.NewReplacer("<", "&lt;", ">", "&gt;", "&", "&amp;", "*", `\*`)
+)
