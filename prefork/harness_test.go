@@ -58,6 +58,7 @@ type running struct {
 func quick(n int) plan {
 	return plan{
 		Build: "one", Workers: n, Addr: "127.0.0.1:0",
+		DumpGrace: time.Second, HookTimeout: time.Second,
 		Probation: 50 * time.Millisecond, StopTimeout: patience / 2, BootTimeout: patience / 2, HeartbeatTimeout: patience / 2,
 	}
 }
@@ -335,13 +336,6 @@ func (r *running) logged(words ...string) string {
 	return found
 }
 
-// hasLogged reports whether there is a line with s by now.
-func (r *running) hasLogged(s string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.ContainsFunc(r.log, func(line string) bool { return strings.Contains(line, s) })
-}
-
 // send gives the master a command, and returns its number.
 func (r *running) send(do string, n int) int {
 	r.t.Helper()
@@ -586,13 +580,6 @@ func (l *load) retire(build string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.old[build] = time.Now()
-}
-
-// seen returns the answers so far by build.
-func (l *load) seen(build string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.builds[build]
 }
 
 // finish ends the load.

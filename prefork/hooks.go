@@ -11,8 +11,10 @@ import (
 
 // Hooks are called in the master, one after the other, in the order of what
 // happened. They cannot hold supervision up: each gets a context of 10 s and is
-// left behind when that is over; a panic is logged. Only BeforeWorkerStart is
-// waited for, by the worker that it is about, and may run beside others.
+// left behind when that is over; a panic is logged. Those that are still to be
+// called when [Run] is about to return get 10 s together. Only BeforeWorkerStart
+// is waited for, by the worker that it is about, and may run beside others, and
+// for several workers at once.
 type Hooks struct {
 	// MasterStart is called once, when the sockets are open. The Master may be
 	// kept, to restart or scale the fleet.
@@ -33,8 +35,6 @@ type Hooks struct {
 	// [Master.Restart] returns.
 	RestartFinished func(ctx context.Context, generation int, err error)
 }
-
-const hookTimeout = 10 * time.Second
 
 // runHook calls f, and returns when f has, or hookTimeout is over.
 func runHook(log *slog.Logger, name string, f func(ctx context.Context)) {
@@ -102,13 +102,19 @@ func (q *queue) run() {
 	}
 }
 
-// close waits until all that was added has been called.
-func (q *queue) close() {
+// close waits until all that was added has been called, or the limit is over:
+// one that hangs is left behind after hookTimeout, but there may be many.
+func (q *queue) close(limit time.Duration) {
 	q.mu.Lock()
 	q.closed = true
 	q.wake.Signal()
 	q.mu.Unlock()
-	<-q.done
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-q.done:
+	case <-t.C:
+	}
 }
 
 // flush waits until all that was added so far has been called.

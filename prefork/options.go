@@ -131,7 +131,6 @@ const (
 	backoffBase    = 250 * time.Millisecond
 	backoffMax     = 30 * time.Second
 	healthyAfter   = 10 * time.Second
-	dumpGrace      = 5 * time.Second
 	handshakeGrace = 250 * time.Millisecond
 	leaveGrace     = 100 * time.Millisecond
 	leaveTimeout   = 10 * time.Second
@@ -139,6 +138,13 @@ const (
 	restartTries   = 3
 	maxDraining    = 3
 	maxWorkers     = 1024
+)
+
+// Variables, as tests do not wait so long.
+var (
+	dumpGrace   = 5 * time.Second  // from SIGQUIT to SIGKILL
+	hookTimeout = 10 * time.Second // of a hook
+	strangerAge = 5 * time.Second  // see reapStrangers
 )
 
 func (o Options) validate() error {

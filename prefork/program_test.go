@@ -60,6 +60,8 @@ type plan struct {
 	Health     string        // fail, hang or panic
 	Deaf       bool          // it takes no notice of the end of its context
 
+	DumpGrace, HookTimeout time.Duration
+
 	HookPanics, HookHangs string // name of a hook
 	CanaryCheck           string // ok, fail, hang or panic; empty for none
 }
@@ -155,6 +157,7 @@ func testProgram() int {
 	if p.HangBefore {
 		select {}
 	}
+	dumpGrace, hookTimeout, strangerAge = p.DumpGrace, p.HookTimeout, 2*p.HookTimeout
 	var out io.Writer = os.Stderr
 	if p.LogTo != "" {
 		f, err := os.OpenFile(p.LogTo, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
@@ -325,9 +328,12 @@ func obey(m *Master) {
 				e.Stats = &s
 			case "goroutines":
 				e.Goroutines = runtime.NumGoroutine()
-			case "child": // of user code in the master, which waits for it late
+			case "child": // of user code in the master
+				err = exec.Command("sh", "-c", "exit 7").Run()
+			case "late child":
 				cmd := exec.Command("sh", "-c", "exit 7")
 				if err = cmd.Start(); err == nil {
+					time.Sleep(strangerAge / 4)
 					err = cmd.Wait()
 				}
 			case "orphan": // whose parent does not wait for it

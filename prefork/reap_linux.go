@@ -11,14 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// strangerAge is how long a dead child that is no worker may lie about before
-// it is taken for a stranger's: one that the program itself started is waited
-// for by whoever did, and its status must not be stolen.
-const strangerAge = 5 * time.Second
-
 // reapStrangers collects orphans of other processes if this is process 1 of a
 // container, whose children they become. It never waits for all children at
 // once. The returned function ends it.
+//
+// A dead child that is no worker lies about for strangerAge before it is taken
+// for a stranger's: one that the program itself started is waited for by whoever
+// did, and its status must not be stolen.
 func reapStrangers(m *Master) (stop func()) {
 	if os.Getpid() != 1 {
 		return func() {}

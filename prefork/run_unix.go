@@ -112,8 +112,8 @@ func (m *Master) end() {
 	for _, p := range m.programs {
 		p.close()
 	}
-	m.hooks.close()
-	m.manager.close()
+	m.hooks.close(hookTimeout)
+	m.manager.close(hookTimeout)
 	m.sd.Close()
 }
 
