@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os/exec"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -48,9 +49,9 @@ func TestSignals(t *testing.T) {
 		clean   bool
 		want    string
 	}{
-		{"SIGINT skips delay and idle grace", []syscall.Signal{syscall.SIGINT}, true, "idle=1"},
-		{"the second cuts the lame duck short", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, true, "idle=0"},
-		{"the third ends at once", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGINT}, false, "cut=1"},
+		{"SIGINT skips delay and idle grace", []syscall.Signal{syscall.SIGINT}, true, " idle=[1-9]"},
+		{"the second cuts the lame duck short", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, true, " idle=0"},
+		{"the third ends at once", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGINT}, false, " cut=[1-9]"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -76,7 +77,7 @@ func TestSignals(t *testing.T) {
 			if (err == nil) != tt.clean {
 				t.Errorf("the server ended with %v", err)
 			}
-			if !strings.Contains(p.output(), tt.want) {
+			if !regexp.MustCompile(tt.want).MatchString(p.output()) {
 				t.Errorf("the report does not say %s", tt.want)
 			}
 		})

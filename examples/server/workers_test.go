@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -144,33 +146,38 @@ func (f *fleet) observe(not int) *observer {
 	f.t.Helper()
 	for {
 		o := &observer{t: f.t, addr: f.addr}
-		o.http = &http.Client{Timeout: patience, Transport: &http.Transport{MaxConnsPerHost: 1}}
+		// Who asks a worker that is stopped has to ask another.
+		o.http = &http.Client{Timeout: time.Second, Transport: &http.Transport{MaxConnsPerHost: 1}}
 		f.t.Cleanup(o.http.CloseIdleConnections)
-		resp, err := o.http.Get("http://" + f.addr + "/")
-		if err != nil {
-			f.t.Fatal(err)
-		}
-		io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
-		if resp.Header.Get("X-Pid") != strconv.Itoa(not) {
+		if resp, _ := o.get("/"); resp.Header.Get("X-Pid") != strconv.Itoa(not) {
 			return o
 		}
 		o.http.CloseIdleConnections()
 	}
 }
 
+func (o *observer) get(path string) (*http.Response, []byte) {
+	o.t.Helper()
+	for deadline := time.Now().Add(patience); ; {
+		resp, err := o.http.Get("http://" + o.addr + path)
+		if err == nil {
+			var b []byte
+			b, err = io.ReadAll(resp.Body) // or the connection is not used again
+			resp.Body.Close()
+			if err == nil {
+				return resp, b
+			}
+		}
+		if ne, ok := errors.AsType[net.Error](err); !ok || !ne.Timeout() || time.Now().After(deadline) {
+			o.t.Fatal(err)
+		}
+	}
+}
+
 // stats returns what /stats says of the fleet.
 func (o *observer) stats() prefork.Stats {
 	o.t.Helper()
-	resp, err := o.http.Get("http://" + o.addr + "/stats")
-	if err != nil {
-		o.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body) // or the connection is not used again
-	if err != nil {
-		o.t.Fatal(err)
-	}
+	_, b := o.get("/stats")
 	var all struct{ Fleet *prefork.Stats }
 	if err := json.Unmarshal(b, &all); err != nil {
 		o.t.Fatal(err)
