@@ -284,7 +284,7 @@ func (o *overloading) page(ctx context.Context, all []overloadOutcome) *report.P
 			}},
 		{Title: "What is not served", Text: "Who cannot be served is better told at once than left to wait.",
 			Plots: []report.Plot{
-				{Lines: waits, See: "From the request to the handler, as the client sees it: latency less the time in the handler. Without a queue the time goes by in the handler, where all share the CPUs."},
+				{Lines: waits, See: "From the request to the handler, as the client sees it: latency less the time in the handler. It contains the way to the server and back, which is long while the CPUs are busy, so that it can pass the bound. Without a queue the time goes by in the handler, where all share the CPUs."},
 				{Lines: told, See: "The higher the better: these clients can go elsewhere at once. The others waited in vain, for an answer or for their timeout. Where all were served there is no value."},
 				{Lines: memory, See: "Each connection costs memory, whoever holds its request."},
 			}},
