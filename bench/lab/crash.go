@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"regexp"
@@ -30,6 +32,10 @@ const (
 	// hungConns wait when the worker that hangs is killed, hungFor after.
 	hungConns = 200
 	hungFor   = 500 * time.Millisecond
+	// crashBehind is how late requests may be sent for figures to count, if
+	// there is a better try among crashTries.
+	crashBehind = 50 * time.Millisecond
+	crashTries  = 3
 	// orphanClients are busy when the master is killed.
 	orphanClients = 32
 )
@@ -47,6 +53,16 @@ type crasher struct {
 	hung         load.Result
 	masterless   map[load.Mode]*orphaned
 }
+
+// killing is what clients saw of one server.
+type killing struct {
+	calm, killed *load.Result
+	kills        int
+}
+
+// behind is how late requests were sent, at most: the machine had other things
+// to do.
+func (k killing) behind() time.Duration { return max(k.calm.Behind, k.killed.Behind) }
 
 // orphaned is what became of workers without a master, and of their clients.
 type orphaned struct {
@@ -112,7 +128,7 @@ func runCrash(ctx context.Context, opt options) (page *report.Page, err error) {
 				continue
 			}
 			began := time.Now()
-			if err := c.round(ctx, kills); err != nil {
+			if err := c.round(ctx, kills, crashTries, opt.Log); err != nil {
 				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
 			logf(opt.Log, "crash: round %d of %d: %s, %v\n", n+1, rounds, c.name, time.Since(began).Round(100*time.Millisecond))
@@ -122,10 +138,24 @@ func runCrash(ctx context.Context, opt options) (page *report.Page, err error) {
 }
 
 // round does everything once, each with a new server.
-func (c *crasher) round(ctx context.Context, kills int) error {
-	if err := c.killWorkers(ctx, kills); err != nil {
-		return fmt.Errorf("workers: %w", err)
+func (c *crasher) round(ctx context.Context, kills, tries int, log io.Writer) error {
+	var best killing
+	for n := range tries {
+		k, err := c.killWorkers(ctx, kills)
+		if err != nil {
+			return fmt.Errorf("workers: %w", err)
+		}
+		if n == 0 || k.behind() < best.behind() {
+			best = k
+		}
+		if best.behind() <= crashBehind {
+			break
+		}
+		logf(log, "crash: %s: the generator did not get the CPU for %v\n", c.name, k.behind().Round(time.Millisecond))
 	}
+	c.calm.Add(best.calm)
+	c.killed.Add(best.killed)
+	c.kills += best.kills
 	if err := c.killHung(ctx); err != nil {
 		return fmt.Errorf("a worker that hangs: %w", err)
 	}
@@ -166,19 +196,16 @@ func crashLoad(addr string, length time.Duration) load.Open {
 
 // killWorkers puts load on the server, first with nobody killed, and then with
 // a random worker killed each time that crashEvery is over, if there is one.
-func (c *crasher) killWorkers(ctx context.Context, kills int) error {
+func (c *crasher) killWorkers(ctx context.Context, kills int) (k killing, err error) {
 	p, err := c.start(ctx)
 	if err != nil {
-		return err
+		return k, err
 	}
 	defer p.Kill()
 	length := crashEvery * time.Duration(kills)
-	calm, err := crashLoad(p.Addr, length/2).Run(ctx)
-	if err != nil {
-		return err
+	if k.calm, err = crashLoad(p.Addr, length/2).Run(ctx); err != nil {
+		return k, err
 	}
-	c.calm.Add(calm)
-
 	over := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -199,19 +226,15 @@ func (c *crasher) killWorkers(ctx context.Context, kills int) error {
 			pid := live[rand.IntN(len(live))]
 			dead[pid] = true
 			if signalWorker(pid, os.Kill) == nil {
-				c.kills++
+				k.kills++
 			}
 		}
 	})
 	// A bit longer, so that what the last crash does is seen.
-	r, err := crashLoad(p.Addr, length+crashEvery).Run(ctx)
+	k.killed, err = crashLoad(p.Addr, length+crashEvery).Run(ctx)
 	close(over)
 	wg.Wait()
-	if err != nil {
-		return err
-	}
-	c.killed.Add(r)
-	return context.Cause(ctx)
+	return k, cmp.Or(err, context.Cause(ctx))
 }
 
 // killHung has one worker do nothing any more, sends requests of which its
@@ -318,11 +341,11 @@ func crashPage(all []*crasher, w *workshop, rounds, kills int) *report.Page {
 	workers := report.Section{
 		Title: fmt.Sprintf("kill -9 of a random worker every %s", millis(crashEvery)),
 		Text: fmt.Sprintf("%d requests per second, each with a connection of its own, %d times %d workers killed. The times are those from the beginning of connect to the first byte of the response. "+
-			"usher/prefork starts the worker of a seat again at once after its first crash, after about 0.25 s the next time, then 0.5 s and so on; when no seat has a worker, clients wait for one.", crashRate, rounds, kills),
+			"usher/prefork starts the worker of a seat again at once after its first crash, after about 0.25 s the next time, then 0.5 s and so on; when no seat has a worker, clients wait for one. The last column is how late the generator was: what is large there disturbed the times.", crashRate, rounds, kills),
 	}
 	quantiles := []string{"P50", "P99", "longest"}
-	calm := report.Table{Caption: "Nobody is killed", Header: header(quantiles...)}
-	killed := report.Table{Caption: "Workers are killed", Header: header(append([]string{"killed"}, quantiles...)...)}
+	calm := report.Table{Caption: "Nobody is killed", Header: header("P50", "P99", "longest", "sent late by ≤")}
+	killed := report.Table{Caption: "Workers are killed", Header: header("killed", "P50", "P99", "longest", "sent late by ≤")}
 	bars := &report.Bars{Title: "Connect to first byte while workers are killed", XLabel: "time", Unit: "ms", Log: true}
 	hung := report.Section{
 		Title: "A worker hangs, and is killed",
@@ -334,8 +357,8 @@ func crashPage(all []*crasher, w *workshop, rounds, kills int) *report.Page {
 		Text:  fmt.Sprintf("kill -9 of the master, with %d clients that go on until they are refused or lose a request. Nobody starts it again here; what is to be seen is whether workers see their requests through, and leave.", orphanClients),
 	}
 	for _, c := range all {
-		calm.Rows = append(calm.Rows, slices.Concat([]string{c.name}, fates(&c.calm), []string{us(&c.calm, 50), us(&c.calm, 99), us(&c.calm, 100)}))
-		killed.Rows = append(killed.Rows, slices.Concat([]string{c.name}, fates(&c.killed), []string{count(c.kills), us(&c.killed, 50), us(&c.killed, 99), us(&c.killed, 100)}))
+		calm.Rows = append(calm.Rows, slices.Concat([]string{c.name}, fates(&c.calm), []string{us(&c.calm, 50), us(&c.calm, 99), us(&c.calm, 100), millis(c.calm.Behind)}))
+		killed.Rows = append(killed.Rows, slices.Concat([]string{c.name}, fates(&c.killed), []string{count(c.kills), us(&c.killed, 50), us(&c.killed, 99), us(&c.killed, 100), millis(c.killed.Behind)}))
 		group := report.Group{Name: c.name, Focus: c.focus}
 		for i, percent := range []float64{50, 99, 100} {
 			group.Bars = append(group.Bars, report.Bar{Label: quantiles[i], Value: ms(load.Quantile(c.killed.FirstByte, percent))})

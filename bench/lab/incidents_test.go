@@ -107,7 +107,7 @@ func TestCrash(t *testing.T) {
 		if !c.focus && !reuseport {
 			continue
 		}
-		if err := c.round(t.Context(), 3); err != nil {
+		if err := c.round(t.Context(), 3, 1, nil); err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
 		done = append(done, c)
