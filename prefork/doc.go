@@ -57,10 +57,11 @@
 // A phased restart starts the new worker of a seat first, and tells the old one
 // to stop when the new one serves; both accept from the same socket meanwhile.
 // The first new worker must live through [Options.Probation], or pass
-// [Options.Canary], before the next seat is touched. Three failures take
-// everything back to the old code, from a file that the master has held open
-// (on Linux; elsewhere from what is in its place). A restart that reports success
-// has left no process of an older generation.
+// [Options.Canary], before the next seat is touched, and its predecessor serves
+// beside it until then: code that dies at once leaves all who served before.
+// Three failures take everything back to the old code, from a file that the
+// master has held open (on Linux; elsewhere from what is in its place). A restart
+// that reports success has left no process of an older generation.
 //
 // # Notes
 //

@@ -44,12 +44,14 @@ type Options struct {
 	StopTimeout time.Duration
 
 	// Probation is how long the workers of a new generation must live before a
-	// restart counts as a success. The first one must have lived so long
-	// before the next seat is touched. Zero means a second.
+	// restart counts as a success. Until the first one has lived so long, its
+	// predecessor serves beside it, and the next seat is not touched. Zero means
+	// a second.
 	Probation time.Duration
 
 	// Canary, if not zero, is Probation for the first worker of a restart, at
-	// the end of which CanaryCheck is asked, if there is one.
+	// the end of which CanaryCheck is asked, if there is one. It shares the
+	// connections of its seat with its predecessor.
 	Canary time.Duration
 
 	// CanaryCheck says whether a restart shall go on, in the master, from what

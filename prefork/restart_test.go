@@ -116,7 +116,7 @@ func TestRestartBadCode(t *testing.T) {
 	}{
 		{"does not boot", func(p *plan) { p.Boot = &planExit{3, "no such table: users"} }, Boot, 3, "no such table: users", 2},
 		{"main fails", func(p *plan) { p.Before = &planExit{7, "bad flag"} }, Boot, 7, "bad flag", 2},
-		{"boots and dies", func(p *plan) { p.Dies, p.DiesAfter = &planExit{9, "out of luck"}, 5*time.Millisecond }, Code, 9, "out of luck", 1},
+		{"boots and dies", func(p *plan) { p.Dies, p.DiesAfter = &planExit{9, "out of luck"}, 5*time.Millisecond }, Code, 9, "out of luck", 2},
 		{"is never ready", func(p *plan) { p.NeverReady, p.Deaf = true, true }, Boot, 2, "not ready, ever", 2},
 		{"hangs before Run", func(p *plan) { p.HangBefore = true }, Boot, 2, "SIGQUIT", 2},
 	} {

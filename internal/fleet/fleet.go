@@ -28,8 +28,9 @@ type Config struct {
 	Probation time.Duration
 
 	// Canary, if not zero, is how long the first worker of a new generation must
-	// live before CanaryCheck is asked. The second is not started before that,
-	// or, without Canary, before the first has passed its probation.
+	// live before CanaryCheck is asked. Before that, or, without Canary, before
+	// it has passed its probation, the second is not started, and the worker
+	// whose place it takes serves beside it.
 	Canary time.Duration
 
 	// HandshakeGrace is for connections half made when a seat is shut: they come

@@ -357,7 +357,7 @@ func TestHungWhileDraining(t *testing.T) {
 	s.restart(1)
 	s.run(2 * time.Minute)
 	s.want("stop dump gone done",
-		"3s stop #1 1",
+		"8s stop #1 1",
 		"1m5s dump #1",
 		"1m5.1s gone #1 hung",
 		"1m5.1s done [1] g2 <nil>",
@@ -744,7 +744,7 @@ func TestRecycleWaitsForRestart(t *testing.T) {
 		"2s spawn #3 s1 g1",
 		"2.5s spawn #4 s0 g2",
 		"2.5s stop #3 1",
-		"3.5s stop #1 1",
+		"8.5s stop #1 1",
 		"8.5s spawn #5 s1 g2",
 		"9.5s stop #2 1",
 		"14.5s done [1] g2 <nil>",

@@ -121,7 +121,7 @@ func (f *Fleet) fill(s *seat) {
 		switch {
 		case w == best || best == nil && w.good():
 			good = true
-		case w.phase == starting, best != nil && w.phase == serving:
+		case w.phase == starting, best != nil && w.phase == serving && !f.keeps(s, best):
 			f.tell(w, LevelStop, false)
 		case w.phase == serving && w.leaveDue && (w.LeaveLost || f.dueAfter(w.leftAt, f.cfg.LeaveTimeout)):
 			f.tell(w, LevelStop, false)

@@ -95,14 +95,22 @@ func (f *Fleet) rollOn(r *roll) bool {
 			}
 			return false
 		}
-		if !s.moved() {
+		if b := s.best(); s.index == 0 && !r.cleared && (b == nil || !f.clear(b)) {
 			return false
 		}
-		if s.index == 0 && !r.cleared && !f.clear(s.best()) {
+		if !s.moved() {
 			return false
 		}
 	}
 	return !slices.ContainsFunc(f.seats, func(s *seat) bool { return !s.closing && !s.best().Passed })
+}
+
+// keeps reports whether the seat keeps the worker that it had beside the new one,
+// which is its best: so long as nothing is known of a generation, all serve who
+// served before, and its first worker may die without leaving the seat to nobody.
+func (f *Fleet) keeps(s *seat, best *worker) bool {
+	r := f.roll
+	return r != nil && !r.back && !r.cleared && s.index == 0 && best.Generation == r.gen
 }
 
 // clear reports whether the first worker of a generation is not the last one.

@@ -151,7 +151,7 @@ func TestScaleDuringRestart(t *testing.T) {
 		"1m3s shut 2",
 		"1m3s spawn #6 s0 g3",
 		"1m3.5s stop #5 1",
-		"1m4s stop #3 1",
+		"1m9s stop #3 1",
 		"1m9s spawn #7 s1 g3",
 		"1m10s stop #4 1",
 		"1m18.5s close 2",
