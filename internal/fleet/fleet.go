@@ -48,7 +48,9 @@ type Config struct {
 	// A seat's next worker is started at once after the first failure, then
 	// BackoffBase later, twice that, and so on up to BackoffMax, each with 20 %
 	// of jitter. It begins again once a worker has served for HealthyAfter, or
-	// with another generation. Zero means at once, except for BackoffMax.
+	// with another generation. While fewer than half of the seats have a worker,
+	// a seat whose last one had served for BackoffBase does not wait. Zero means
+	// at once, except for BackoffMax.
 	BackoffBase, BackoffMax, HealthyAfter time.Duration
 
 	// More than CrashLimit failures of the fleet within CrashWindow end it. The

@@ -177,6 +177,32 @@ func TestBackoff(t *testing.T) {
 	}
 }
 
+// TestBackoffIsWaived when most seats have nobody, if workers serve for a while
+// before they die: half of the seats do not wait. Code that fails at once does.
+func TestBackoffIsWaived(t *testing.T) {
+	for _, tt := range []struct {
+		lives time.Duration
+		least int
+	}{{time.Second, 2}, {time.Second - 1, 0}} {
+		cfg := config(4)
+		cfg.CrashLimit = 1000
+		s := newSim(t, cfg)
+		s.behave = func(Spawn) behaviour { return behaviour{die: tt.lives, exit: Exit{Code: 1}} }
+		s.start()
+		least := 4
+		for until := s.now.Add(time.Minute); s.step(until); {
+			alive := 0
+			for _, seat := range s.f.Snapshot(s.now).Seats {
+				alive += min(1, len(seat.Workers))
+			}
+			least = min(least, alive)
+		}
+		if least != tt.least {
+			t.Errorf("workers that serve for %v: at least %d seats had one, want %d", tt.lives, least, tt.least)
+		}
+	}
+}
+
 func TestBackoffJitter(t *testing.T) {
 	cfg := config(1)
 	cfg.CrashWindow = 0 // no limit

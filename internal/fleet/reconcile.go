@@ -127,7 +127,7 @@ func (f *Fleet) fill(s *seat) {
 			f.tell(w, LevelStop, false)
 		}
 	}
-	if !good && f.due(s.backoff) && !f.tooMany(s) {
+	if !good && (f.due(s.backoff) || f.waived(s)) && !f.tooMany(s) {
 		f.spawn(s)
 	}
 }
@@ -274,6 +274,9 @@ func (f *Fleet) respawnIn(s *seat) time.Duration {
 	if f.ending() || s.closing || slices.ContainsFunc(s.workers, (*worker).good) {
 		return -1
 	}
+	if f.waived(s) {
+		return 0
+	}
 	return max(0, s.backoff.Sub(f.now))
 }
 
@@ -294,6 +297,7 @@ func (f *Fleet) fail(w *worker, x WorkerExit) {
 		o.LeaveLost = o.LeaveLost || o.leaveDue && o.ID < w.ID
 	}
 	if w.Generation == s.target {
+		s.Steady = w.WasReady && f.now.Sub(w.readyAt) >= f.cfg.BackoffBase
 		f.backOff(s)
 	}
 	switch {
@@ -337,6 +341,26 @@ func (f *Fleet) backOff(s *seat) {
 		d = min(d, float64(f.cfg.BackoffMax))
 	}
 	s.backoff = f.now.Add(time.Duration(min(f.jitter(d, 0.2), math.MaxInt64/4)))
+}
+
+// waived reports whether a seat need not wait for its backoff, which is for code
+// that fails at once, or on one seat. When most seats have nobody, clients wait,
+// and what serves for a while before it is killed is better than that.
+func (f *Fleet) waived(s *seat) bool {
+	if !s.Steady {
+		return false
+	}
+	seats, alive := 0, 0
+	for _, o := range f.seats {
+		if o.closing {
+			continue
+		}
+		seats++
+		if slices.ContainsFunc(o.workers, func(w *worker) bool { return w.phase <= serving }) {
+			alive++
+		}
+	}
+	return 2*alive < seats
 }
 
 // quit gives up.

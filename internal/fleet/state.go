@@ -121,6 +121,7 @@ type State struct {
 type SeatState struct {
 	Failures   int           `json:"failures"` // in a row, for the backoff
 	BackoffFor time.Duration `json:"backoff_ns"`
+	Steady     bool          `json:"steady"`   // the last that failed had served for BackoffBase
 	Boots      int           `json:"boots"`    // failures to boot, see Config.BootTries
 	Restarts   uint64        `json:"restarts"` // failures of any kind
 	LastExit   *WorkerExit   `json:"last_exit"`
