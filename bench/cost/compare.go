@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -37,38 +38,83 @@ func (s sample) rate() float64 { return float64(s.units) / s.took.Seconds() }
 // cost is the server's CPU time per unit, in nanoseconds.
 func (s sample) cost() float64 { return float64(s.cpu) / float64(s.units) }
 
-// The servers that are compared. The control is a second bare one: what is
-// read for it instead of 1.00 is noise.
+// A contestant is one of the servers that are compared.
+type contestant struct {
+	name    string
+	args    []string // of examples/server
+	workers int      // processes besides its own
+}
+
+// The contestants of most sections, in the order of withUsher. The control is a
+// second bare one: what is read for it instead of 1.00 is noise.
 const (
 	bare = iota
 	ushers
 	control
-	contestants
 )
 
-var contestantNames = [contestants]string{"bare", "usher", "bare again"}
-
-// startContestant starts examples/server as one of them.
-func (l *lab) startContestant(ctx context.Context, i int) (*process.Process, error) {
-	args := []string{"-addr", "127.0.0.1:0"}
-	switch {
-	case i != ushers:
-		args = append(args, "-bare")
-	case l.usherSlots > 0:
-		args = append(args, "-slots", strconv.Itoa(l.usherSlots))
+func (l *lab) withUsher() []contestant {
+	u := contestant{name: "usher"}
+	if l.usherSlots > 0 {
+		u.args = []string{"-slots", strconv.Itoa(l.usherSlots)}
 	}
-	return l.start(ctx, process.Spec{Path: l.server, Args: args})
+	return []contestant{{name: "bare", args: []string{"-bare"}}, u, {name: "bare again", args: []string{"-bare"}}}
 }
 
-// orders are the orders of the slices of a round; each server follows each
-// other one, and comes in each place, equally often.
-var orders = [...][contestants]int{
-	{bare, ushers, control}, {control, ushers, bare}, {ushers, control, bare},
-	{bare, control, ushers}, {control, bare, ushers}, {ushers, bare, control},
+// A running is a contestant that runs.
+type running struct {
+	*process.Process
+	pids []int // its own first
+}
+
+var workerStarted = regexp.MustCompile(`msg="prefork: worker started".* pid=(\d+)`)
+
+func (l *lab) startContestant(ctx context.Context, c contestant) (running, error) {
+	p, err := l.start(ctx, process.Spec{
+		Path: l.server, Args: append([]string{"-addr", "127.0.0.1:0"}, c.args...),
+		Times: max(1, c.workers), // each says that it listens
+	})
+	if err != nil {
+		return running{}, err
+	}
+	r := running{p, []int{p.PID}}
+	for _, m := range p.Matches(workerStarted) {
+		pid, _ := strconv.Atoi(m[1])
+		r.pids = append(r.pids, pid)
+	}
+	if len(r.pids) != 1+c.workers {
+		return running{}, errors.Join(fmt.Errorf("%s: %d processes have started, want %d", c.name, len(r.pids), 1+c.workers), p.Stop())
+	}
+	return r, nil
+}
+
+// orders returns orders of the slices of a round of n servers, in which each
+// follows each other one, and comes in each place, equally often: a Williams
+// design.
+func orders(n int) (all [][]int) {
+	first := make([]int, n)
+	for i := range first {
+		if first[i] = (i + 1) / 2; i%2 == 0 {
+			first[i] = (n - i/2) % n
+		}
+	}
+	for shift := range n {
+		order := make([]int, n)
+		for i := range order {
+			order[i] = (first[i] + shift) % n
+		}
+		all = append(all, order)
+		if n%2 == 1 {
+			order = slices.Clone(order)
+			slices.Reverse(order)
+			all = append(all, order)
+		}
+	}
+	return all
 }
 
 // A round is a slice of each server.
-type round [contestants]sample
+type round []sample
 
 // A comparison is the rounds that count.
 type comparison []round
@@ -113,14 +159,15 @@ const (
 // alternate. It goes on until enough blocks of rounds were quiet, or for a
 // bounded time, and keeps those in which others used least. What the servers
 // did in a block has no say in that.
-func (l *lab) compare(ctx context.Context, rounds int, d time.Duration, n int, open dialWorker) (comparison, error) {
-	perBlock := min(rounds, int((blockTime+contestants*d-1)/(contestants*d)))
+func (l *lab) compare(ctx context.Context, all []contestant, rounds int, d time.Duration, n int, open dialWorker) (comparison, error) {
+	roundTime := time.Duration(len(all)) * d
+	perBlock := min(rounds, int((blockTime+roundTime-1)/roundTime))
 	wanted := (rounds + perBlock - 1) / perBlock
 	perBatch := (wanted + batches - 1) / batches
 	var blocks []comparison
 	for found := 0; found < wanted && len(blocks) < tries*wanted; {
 		more := min(perBatch, tries*wanted-len(blocks))
-		c, err := l.compareBatch(ctx, len(blocks)*perBlock, more*perBlock, d, n, open)
+		c, err := l.compareBatch(ctx, all, len(blocks)*perBlock, more*perBlock, d, n, open)
 		if err != nil {
 			return nil, err
 		}
@@ -137,38 +184,29 @@ func (l *lab) compare(ctx context.Context, rounds int, d time.Duration, n int, o
 
 // compareBatch makes some rounds with fresh processes; first is the number of
 // rounds before it.
-func (l *lab) compareBatch(ctx context.Context, first, rounds int, d time.Duration, n int, open dialWorker) (c comparison, err error) {
-	var servers [contestants]*process.Process
-	var workers [contestants][]worker
-	var wg sync.WaitGroup
-	var ends [contestants]error
-	defer func() {
-		wg.Wait()
-		err = errors.Join(append(ends[:], err)...)
-	}()
-	for _, i := range orders[first%len(orders)] {
-		p, err := l.startContestant(ctx, i)
-		if err != nil {
-			return nil, err
-		}
-		servers[i] = p
-		defer wg.Go(func() { ends[i] = p.Stop() })
+func (l *lab) compareBatch(ctx context.Context, all []contestant, first, rounds int, d time.Duration, n int, open dialWorker) (c comparison, err error) {
+	servers, stop, err := l.startAll(ctx, all, first)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	workers := make([][]worker, len(all))
+	for i, p := range servers {
 		var closeAll func()
 		if workers[i], closeAll, err = openWorkers(ctx, n, open, p.Addr); err != nil {
 			return nil, err
 		}
 		defer closeAll()
-	}
-	for i := range servers {
-		if _, err := slice(ctx, servers[i], workers[i], max(2*d, 500*time.Millisecond)); err != nil {
-			return nil, fmt.Errorf("%s, warm-up: %w", contestantNames[i], err)
+		if _, err := slice(ctx, p, workers[i], max(2*d, 500*time.Millisecond)); err != nil {
+			return nil, fmt.Errorf("%s, warm-up: %w", all[i].name, err)
 		}
 	}
+	orders := orders(len(all))
 	for k := range rounds {
-		var r round
+		r := make(round, len(all))
 		for _, i := range orders[(first+k)%len(orders)] {
 			if r[i], err = slice(ctx, servers[i], workers[i], d); err != nil {
-				return nil, fmt.Errorf("%s, round %d: %w", contestantNames[i], first+k+1, err)
+				return nil, fmt.Errorf("%s, round %d: %w", all[i].name, first+k+1, err)
 			}
 		}
 		c = append(c, r)
@@ -176,8 +214,32 @@ func (l *lab) compareBatch(ctx context.Context, first, rounds int, d time.Durati
 	return c, nil
 }
 
+// startAll starts all servers, in an order that k says. The function that it
+// returns stops them.
+func (l *lab) startAll(ctx context.Context, all []contestant, k int) (servers []running, stop func() error, err error) {
+	servers = make([]running, len(all))
+	stop = func() error {
+		ends := make([]error, len(all))
+		var wg sync.WaitGroup
+		for i, p := range servers {
+			if p.Process != nil {
+				wg.Go(func() { ends[i] = p.Stop() })
+			}
+		}
+		wg.Wait()
+		return errors.Join(ends...)
+	}
+	orders := orders(len(all))
+	for _, i := range orders[k%len(orders)] {
+		if servers[i], err = l.startContestant(ctx, all[i]); err != nil {
+			return nil, nil, errors.Join(err, stop())
+		}
+	}
+	return servers, stop, nil
+}
+
 // slice keeps p busy for about d: each worker finishes what it is at.
-func slice(ctx context.Context, p *process.Process, workers []worker, d time.Duration) (sample, error) {
+func slice(ctx context.Context, p running, workers []worker, d time.Duration) (sample, error) {
 	var (
 		wg    sync.WaitGroup
 		over  atomic.Bool
@@ -185,7 +247,7 @@ func slice(ctx context.Context, p *process.Process, workers []worker, d time.Dur
 		mu    sync.Mutex
 		errs  []error
 	)
-	before, err := readCPUTimes(p.PID)
+	before, err := readCPUTimes(p.pids)
 	if err != nil {
 		return sample{}, err
 	}
@@ -217,18 +279,22 @@ func slice(ctx context.Context, p *process.Process, workers []worker, d time.Dur
 	case len(errs) > 0:
 		return s, errs[0]
 	}
-	after, err := readCPUTimes(p.PID)
+	after, err := readCPUTimes(p.pids)
 	s.cpuTimes = after.minus(before)
 	return s, err
 }
 
 // readCPUTimes returns the times up to now.
-func readCPUTimes(pid int) (t cpuTimes, err error) {
+func readCPUTimes(pids []int) (t cpuTimes, err error) {
 	if t.busy, err = usage.BusyTime(); err != nil {
 		return t, err
 	}
-	if t.cpu, err = usage.CPUTime(pid); err != nil {
-		return t, err
+	for _, pid := range pids {
+		cpu, err := usage.CPUTime(pid)
+		if err != nil {
+			return t, err
+		}
+		t.cpu += cpu
 	}
 	t.generator, err = usage.CPUTime(os.Getpid())
 	return t, err

@@ -52,6 +52,7 @@ var sections = []section{
 	{"throughput", measureThroughput},
 	{"close", measureClose},
 	{"file", measureFile},
+	{"workers", measureWorkers},
 	{"memory", measureMemory},
 	{"stop", measureStop},
 }

@@ -32,12 +32,12 @@ func measureMemory(ctx context.Context, l *lab) error {
 			kind := (round + i) % 2 // bare or ushers
 			grown, err := l.residentPerConn(ctx, kind)
 			if err != nil {
-				return fmt.Errorf("%s, round %d: %w", contestantNames[kind], round+1, err)
+				return fmt.Errorf("%s, round %d: %w", l.withUsher()[kind].name, round+1, err)
 			}
 			resident[kind] = append(resident[kind], grown)
 			f, err := l.footprintPerConn(ctx, kind)
 			if err != nil {
-				return fmt.Errorf("%s, exact, round %d: %w", contestantNames[kind], round+1, err)
+				return fmt.Errorf("%s, exact, round %d: %w", l.withUsher()[kind].name, round+1, err)
 			}
 			heap[kind] = append(heap[kind], f[0])
 			stack[kind] = append(stack[kind], f[1])
@@ -77,12 +77,12 @@ func measureMemory(ctx context.Context, l *lab) error {
 // residentPerConn returns by how much examples/server grows with each idle
 // connection. That depends on when it last collected its garbage.
 func (l *lab) residentPerConn(ctx context.Context, kind int) (perConn float64, err error) {
-	p, err := l.startContestant(ctx, kind)
+	p, err := l.startContestant(ctx, l.withUsher()[kind])
 	if err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, p.Stop()) }()
-	return l.growth(ctx, p, func() (float64, error) {
+	return l.growth(ctx, p.Process, func() (float64, error) {
 		n, err := usage.ResidentSize(p.PID)
 		return float64(n), err
 	})
@@ -98,7 +98,7 @@ func (l *lab) footprintPerConn(ctx context.Context, kind int) (perConn [3]float6
 	p, err := l.start(ctx, process.Spec{
 		Path: self,
 		Args: []string{strconv.Itoa(l.usherSlots)},
-		Env:  []string{childEnv + "=" + contestantNames[kind]},
+		Env:  []string{childEnv + "=" + l.withUsher()[kind].name},
 	})
 	if err != nil {
 		return perConn, err

@@ -12,9 +12,12 @@ import (
 // heading begins the result of a section, and prints it.
 func (l *lab) heading(title string) {
 	name, text, _ := strings.Cut(title, ": ")
-	l.page.Sections = append(l.page.Sections, report.Section{Title: name, Text: text + "."})
+	l.page.Sections = append(l.page.Sections, report.Section{Title: sentence(name), Text: sentence(text) + "."})
 	fmt.Fprintf(l.out, "%s\n%s, %s\n\n", title, time.Now().UTC().Format("2006-01-02 15:04 UTC"), l.about)
 }
+
+// sentence begins text with a capital.
+func sentence(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
 
 // section is the one that was begun last.
 func (l *lab) section() *report.Section { return &l.page.Sections[len(l.page.Sections)-1] }
@@ -40,7 +43,7 @@ func (l *lab) table(write func(w io.Writer)) {
 // say prints a sentence. It ends a section if more is false.
 func (l *lab) say(more bool, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	l.section().Text += "\n\n" + strings.ToUpper(text[:1]) + text[1:] + "."
+	l.section().Text += "\n\n" + sentence(text) + "."
 	fmt.Fprintf(l.out, "%s\n\n", text)
 	if !more {
 		fmt.Fprintln(l.out)
@@ -75,27 +78,27 @@ type unit struct {
 }
 
 // printComparison prints the absolute figures of each server, and its ratios
-// to the bare one.
-func (l *lab) printComparison(c comparison, u unit) {
+// to the first.
+func (l *lab) printComparison(all []contestant, c comparison, u unit) {
 	l.table(func(w io.Writer) {
 		fmt.Fprintf(w, "\t%s\t%s\tload generator's share of CPU\n", u.rate, u.cost)
-		for i, name := range contestantNames {
+		for i := range all {
 			total := sum(c.of(i))
 			share := float64(total.generator) / float64(total.generator+total.cpu)
-			fmt.Fprintf(w, "%s\t%.2f\t%.3f\t%.0f%%\n", name, total.rate()/u.perRate, total.cost()/u.perCost, 100*share)
+			fmt.Fprintf(w, "%s\t%.2f\t%.3f\t%.0f%%\n", all[i].name, total.rate()/u.perRate, total.cost()/u.perCost, 100*share)
 		}
 	})
 	l.say(true, "others used %.0f%% of the CPUs meanwhile", 100*max(0, c.foreign()))
 	l.table(func(w io.Writer) {
-		fmt.Fprintf(w, "ratio to bare\tmedian of %d pairs\tmin\tq1\tq3\tmax\tratio of sums\n", len(c))
-		for _, i := range []int{ushers, control} {
+		fmt.Fprintf(w, "ratio to %s\tmedian of %d pairs\tmin\tq1\tq3\tmax\tratio of sums\n", all[0].name, len(c))
+		for i := 1; i < len(all); i++ {
 			for _, q := range []struct {
 				name string
 				of   func(sample) float64
 			}{{"throughput", sample.rate}, {"CPU", sample.cost}} {
-				ratio, lo, hi := ratioOfSums(c.of(i), c.of(bare), q.of)
-				fmt.Fprintf(w, "%s: %s\t%v\t%.4f (95%%: %.4f to %.4f)\n", contestantNames[i], q.name,
-					spreadOf(paired(c.of(i), c.of(bare), q.of)), ratio, lo, hi)
+				ratio, lo, hi := ratioOfSums(c.of(i), c.of(0), q.of)
+				fmt.Fprintf(w, "%s: %s\t%v\t%.4f (95%%: %.4f to %.4f)\n", all[i].name, q.name,
+					spreadOf(paired(c.of(i), c.of(0), q.of)), ratio, lo, hi)
 			}
 		}
 	})

@@ -70,23 +70,29 @@ func TestVerdicts(t *testing.T) {
 
 // TestOrders checks that no server has an advantage from its place.
 func TestOrders(t *testing.T) {
-	var place, after [contestants][contestants]int
-	for _, o := range orders {
-		for i, c := range o {
-			place[c][i]++
-			if i > 0 {
-				after[c][o[i-1]]++
+	for n := 2; n <= 6; n++ {
+		all := orders(n)
+		places, follows := map[[2]int]int{}, map[[2]int]int{}
+		for _, order := range all {
+			for at, i := range order {
+				places[[2]int{at, i}]++
+				if at > 0 {
+					follows[[2]int{order[at-1], i}]++
+				}
 			}
 		}
-	}
-	for c := range contestants {
-		for k := range contestants {
-			if place[c][k] != place[0][0] {
-				t.Errorf("%s is in place %d %d times", contestantNames[c], k, place[c][k])
+		for pair, times := range places {
+			if times != len(all)/n {
+				t.Errorf("%d servers: %d comes in place %d %d times", n, pair[1], pair[0], times)
 			}
-			if k != c && after[c][k] != after[0][1] {
-				t.Errorf("%s follows %s %d times", contestantNames[c], contestantNames[k], after[c][k])
+		}
+		for pair, times := range follows {
+			if times != len(all)/n || pair[0] == pair[1] {
+				t.Errorf("%d servers: %d follows %d %d times", n, pair[1], pair[0], times)
 			}
+		}
+		if len(follows) != n*(n-1) {
+			t.Errorf("%d servers: %d pairs, want %d", n, len(follows), n*(n-1))
 		}
 	}
 }
