@@ -341,7 +341,7 @@ func crashPage(all []*crasher, w *workshop, rounds, kills int) *report.Page {
 	workers := report.Section{
 		Title: fmt.Sprintf("kill -9 of a random worker every %s", millis(crashEvery)),
 		Text: fmt.Sprintf("%d requests per second, each with a connection of its own, %d times %d workers killed. The times are those from the beginning of connect to the first byte of the response. "+
-			"usher/prefork starts the worker of a seat again at once after its first crash, after about 0.25 s the next time, then 0.5 s and so on; when no seat has a worker, clients wait for one. The last column is how late the generator was: what is large there disturbed the times.", crashRate, rounds, kills),
+			"usher/prefork starts the worker of a seat again at once after its first crash, after about 0.25 s the next time, then 0.5 s and so on, but at once while fewer than half of the seats have a worker. The last column is how late the generator was: what is large there disturbed the times.", crashRate, rounds, kills),
 	}
 	quantiles := []string{"P50", "P99", "longest"}
 	calm := report.Table{Caption: "Nobody is killed", Header: header("P50", "P99", "longest", "sent late by ≤")}
