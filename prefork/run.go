@@ -25,8 +25,8 @@ import (
 // processes that main starts before inherit a worker's sockets.
 //
 // In the master, Run returns when ctx has ended or a signal has come and all
-// workers have stopped: nil if all went well, a [*StopError] if workers had to
-// be killed, a [*GiveUpError] if they could not be kept alive. In a worker it
+// workers have stopped: nil if all went well, a [*StopError] if workers did not
+// finish, a [*GiveUpError] if they could not be kept alive. In a worker it
 // returns what f does. f should return when its context ends, which
 // [usher.Server.Run] sees to; the program should end then.
 //

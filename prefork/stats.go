@@ -130,10 +130,12 @@ func (e *GiveUpError) Error() string { return "prefork: " + e.Err.Error() }
 // Unwrap returns Last.
 func (e *GiveUpError) Unwrap() error { return &e.Last }
 
-// A StopError is returned by [Run] when workers did not stop in time.
+// A StopError is returned by [Run] when workers did not finish: they had to be
+// killed, or ended with a status other than 0, as programs do whose server says
+// that it had to cut requests.
 type StopError struct {
-	Killed []WorkerExit
-	Err    error
+	Exits []WorkerExit
+	Err   error
 }
 
 // Error returns one line.
@@ -160,8 +162,8 @@ func wrapError(err error) error {
 	}
 	if e, ok := errors.AsType[*fleet.StopError](err); ok {
 		s := &StopError{Err: err}
-		for _, k := range e.Killed {
-			s.Killed = append(s.Killed, exitOf(k))
+		for _, x := range e.Exits {
+			s.Exits = append(s.Exits, exitOf(x))
 		}
 		return s
 	}

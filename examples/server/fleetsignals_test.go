@@ -177,7 +177,7 @@ func TestFleetSignals(t *testing.T) {
 				t.Errorf("process %d answered before it had read the request", pid)
 			}
 		}
-		f.ended(nil)
+		f.ended("exit status 1")
 	})
 
 	// A worker that somebody stops is replaced: its successor serves first.

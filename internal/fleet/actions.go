@@ -106,7 +106,7 @@ type RestartDone struct {
 }
 
 // Over is the last action: no worker is left, and none will be started. Err is
-// nil after a Stop in which nobody had to be killed, or else a [*StopError] or
+// nil after a Stop in which all finished, or else a [*StopError] or
 // [*GiveUpError].
 type Over struct{ Err error }
 

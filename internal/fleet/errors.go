@@ -153,15 +153,16 @@ func (e *GiveUpError) Error() string {
 
 func (e *GiveUpError) Unwrap() error { return e.Last }
 
-// A StopError names the workers that had to be killed when the fleet stopped.
+// A StopError names the workers that had to be killed when the fleet stopped, or
+// say by their exit status that they could not finish.
 type StopError struct {
-	Killed []WorkerExit
+	Exits []WorkerExit
 }
 
 func (e *StopError) Error() string {
 	var s strings.Builder
-	fmt.Fprintf(&s, "killed %d:", len(e.Killed))
-	for i, w := range e.Killed {
+	fmt.Fprintf(&s, "%d of the workers:", len(e.Exits))
+	for i, w := range e.Exits {
 		sep := " "
 		if i > 0 {
 			sep = "; "
@@ -173,8 +174,8 @@ func (e *StopError) Error() string {
 
 // Unwrap returns the WorkerExits.
 func (e *StopError) Unwrap() []error {
-	errs := make([]error, len(e.Killed))
-	for i, w := range e.Killed {
+	errs := make([]error, len(e.Exits))
+	for i, w := range e.Exits {
 		errs[i] = w
 	}
 	return errs

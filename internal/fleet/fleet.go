@@ -149,7 +149,7 @@ type Fleet struct {
 	level  Level // of the stop, 0 if there is none
 	told   Level // what all were told of it
 	giveUp *GiveUpError
-	killed []WorkerExit // since the stop
+	short  []WorkerExit // since the stop: see StopError
 }
 
 // A seat is a socket and the processes that serve it: one, or more while one

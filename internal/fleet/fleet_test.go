@@ -530,7 +530,7 @@ func TestStop(t *testing.T) {
 		"7s gone #1 asked",
 		"22s dump #2",
 		"22.1s gone #2 asked",
-		`22.1s over killed 1: seat 1: worker 1002 of generation 1 did not stop in time and was killed after 22.1s: exit status 2: "goroutine 1"`,
+		`22.1s over 1 of the workers: seat 1: worker 1002 of generation 1 did not stop in time and was killed after 22.1s: exit status 2: "goroutine 1"`,
 	)
 	var stop *StopError
 	var exit WorkerExit
@@ -546,6 +546,18 @@ func TestStop(t *testing.T) {
 	if !s.f.Next().IsZero() || !s.f.Busy() {
 		t.Error("is not over")
 	}
+}
+
+// TestStopFallsShort: a worker that could not finish says so by its status.
+func TestStopFallsShort(t *testing.T) {
+	s := newSim(t, config(2))
+	s.behave = func(a Spawn) behaviour {
+		return behaviour{stopExit: Exit{Code: a.Seat, Output: "2 connections cut"}}
+	}
+	s.start()
+	s.stop(LevelStop)
+	s.run(time.Minute)
+	s.want("over", `3s over 1 of the workers: seat 1: worker 1002 of generation 1 stopped after 3s: exit status 1: "2 connections cut"`)
 }
 
 // TestStopInTime: a fleet in which nobody had to be killed says so by nil. A

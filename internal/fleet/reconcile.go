@@ -262,8 +262,8 @@ func (f *Fleet) gone(w *worker, e Exit) {
 	if w.Level == 0 && x.Class != Asked {
 		f.fail(w, x)
 	}
-	if f.ending() && w.Forced {
-		f.killed = append(f.killed, x)
+	if f.ending() && (w.Forced || w.WasReady && w.Level > 0 && e.Signal == 0 && e.Code != 0) {
+		f.short = append(f.short, x)
 	}
 	f.before = slices.Insert(f.before, n, Action(WorkerGone{x, f.respawnIn(s)})) // before what follows from it
 	f.reconcile()
@@ -399,8 +399,8 @@ func (f *Fleet) verdict() error {
 	case f.giveUp != nil:
 		e := *f.giveUp
 		return &e
-	case len(f.killed) > 0:
-		return &StopError{f.killed}
+	case len(f.short) > 0:
+		return &StopError{f.short}
 	}
 	return nil
 }
