@@ -53,6 +53,7 @@ type plan struct {
 	Seat       *int          // which the following is about; nil means all
 	Boot       *planExit     // the function ends the process at once
 	NeverReady bool          // it does not serve
+	If         string        // file that must exist for NeverReady
 	Dies       *planExit     // it dies when it has served for DiesAfter
 	DiesAfter  time.Duration // see Dies
 	Latency    time.Duration // of a request
@@ -348,6 +349,9 @@ func obey(m *Master) {
 // serve is the function of each worker.
 func (p plan) serve(ctx context.Context, w *Worker) error {
 	about := p.Seat == nil || *p.Seat == w.Seat()
+	if _, err := os.Stat(p.If); p.If != "" && err != nil {
+		p.NeverReady = false
+	}
 	switch {
 	case about && p.Boot != nil:
 		os.Exit(p.Boot.end())
@@ -435,12 +439,16 @@ func (a *planApp) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	case "/env":
 		own := os.Environ()
 		child, err := exec.Command("env").Output()
+		var open []byte
+		if err == nil {
+			open, err = exec.Command("ls", "-l", "/proc/self/fd").CombinedOutput()
+		}
 		if err != nil {
 			http.Error(rw, err.Error(), http.StatusInternalServerError)
 			return
 		}
 		json.NewEncoder(rw).Encode(map[string]any{
-			"own": own, "child": strings.Split(strings.TrimSpace(string(child)), "\n"), "procs": runtime.GOMAXPROCS(0),
+			"own": own, "child": strings.Split(strings.TrimSpace(string(child)), "\n"), "procs": runtime.GOMAXPROCS(0), "open": string(open),
 		})
 		return
 	case "/names":

@@ -196,9 +196,15 @@ func TestEnvironment(t *testing.T) {
 		var env struct {
 			Own, Child []string
 			Procs      int
+			Open       string
 		}
 		if err := json.NewDecoder(r.get("/env").Body).Decode(&env); err != nil {
 			t.Fatal(err)
+		}
+		// 3 is the directory that it lists, and the test itself may have been
+		// started with some.
+		if !strings.Contains(env.Open, " 3 -> /proc/") || strings.Contains(env.Open, " 4 -> ") || strings.Contains(env.Open, "socket:") {
+			t.Errorf("a worker's child has\n%s", env.Open)
 		}
 		if len(env.Own) == 0 || len(env.Child) == 0 {
 			t.Fatal("no environment")
