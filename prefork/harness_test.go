@@ -467,6 +467,19 @@ func (r *running) kill(pid int, s syscall.Signal) {
 	if err := syscall.Kill(pid, s); err != nil {
 		r.t.Fatalf("%v to %d: %v", s, pid, err)
 	}
+	for s == syscall.SIGSTOP && runs(pid) { // until then it may accept
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// runs reports whether a thread of a process has not been stopped, where that
+// can be seen.
+func runs(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	return slices.ContainsFunc(threads, func(name string) bool {
+		stat, err := os.ReadFile(name)
+		return err == nil && !bytes.HasPrefix(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" T "))
+	})
 }
 
 // gone waits until no process of the program is left, and returns the exit
