@@ -34,7 +34,8 @@ type listener struct {
 	handed  atomic.Uint64 // connections handed over
 
 	mu        sync.Mutex
-	sockets   map[int]*socket // by seat
+	sockets   map[int]*socket // by seat; one that is being emptied may have an heir here
+	running   int             // goroutines that accept
 	served    bool            // a server has it
 	started   bool            // the sockets have their goroutines
 	finishing bool
@@ -97,6 +98,7 @@ func (l *listener) start() {
 	}
 	l.started = true
 	for seat, s := range l.sockets {
+		l.running++
 		go l.accept(seat, s)
 	}
 	l.noteOver()
@@ -117,6 +119,7 @@ func (l *listener) accept(seat int, s *socket) {
 			case <-l.done:
 				l.inHand.Add(-1)
 				c.Close()
+				s.Listener.Close() // what else is in the queue may be for others
 			}
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -187,13 +190,14 @@ func (l *listener) remove(seat int, s *socket) {
 	if l.sockets[seat] == s {
 		delete(l.sockets, seat)
 	}
+	l.running--
 	l.noteOver()
 }
 
 // noteOver closes l.over after Finish, once all sockets are closed. The caller
 // holds l.mu.
 func (l *listener) noteOver() {
-	if l.finishing && len(l.sockets) == 0 && !l.isOver {
+	if l.finishing && len(l.sockets) == 0 && l.running == 0 && !l.isOver {
 		l.isOver = true
 		close(l.over)
 	}
@@ -209,6 +213,7 @@ func (l *listener) adopt(seat int, s *socket) {
 	}
 	l.sockets[seat] = s
 	if l.started {
+		l.running++
 		go l.accept(seat, s)
 	}
 	if l.finishing {

@@ -180,6 +180,60 @@ func TestAdoptAndRelease(t *testing.T) {
 	}
 }
 
+// TestAdoptAgain: a socket that is given back, and is being emptied, comes back.
+// Both leave to others what they have not accepted, and nothing is over before
+// both have handed over what they have.
+func TestAdoptAgain(t *testing.T) {
+	for _, how := range []string{"Close", "Finish"} {
+		t.Run(how, func(t *testing.T) {
+			own, other := openGroup1(t), openGroup1(t)
+			l := sockets(t, own, testWorker(t))
+			fill(t, own.Addr(), 1)
+			if c, err := l.Accept(); err != nil { // has the sockets accept
+				t.Fatal(err)
+			} else {
+				c.Close()
+			}
+			fill(t, other.Addr(), 20)
+			for hands := range int64(2) {
+				inner, err := reuseport.Listener(other.FD(0))
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.adopt(7, &socket{Listener: inner})
+				for l.inHand.Load() != hands+1 {
+					time.Sleep(time.Millisecond)
+				}
+				if hands == 0 {
+					l.release(7)
+				}
+			}
+			lost := 0
+			if how == "Close" {
+				l.Close()
+				lost = 2 // in hand
+			} else {
+				l.Finish()
+				n, err := acceptAll(l)
+				if !errors.Is(err, net.ErrClosed) {
+					t.Error(err)
+				}
+				lost = n
+			}
+			l.mu.Lock()
+			for l.running > 0 {
+				l.mu.Unlock()
+				time.Sleep(time.Millisecond)
+				l.mu.Lock()
+			}
+			l.mu.Unlock()
+			if n, err := other.Queued(0); n != 20-lost || err != nil {
+				t.Errorf("%d in the queue (%v), want %d", n, err, 20-lost)
+			}
+		})
+	}
+}
+
 func (l *listener) allSeats() (seats []int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
