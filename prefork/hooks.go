@@ -66,12 +66,14 @@ type queue struct {
 	mu     sync.Mutex
 	wake   *sync.Cond
 	todo   []func()
+	busy   bool // one of them is being called
 	closed bool
+	rest   func() // called when all that was added has been called
 	done   chan struct{}
 }
 
-func newQueue() *queue {
-	q := &queue{done: make(chan struct{})}
+func newQueue(rest func()) *queue {
+	q := &queue{done: make(chan struct{}), rest: rest}
 	q.wake = sync.NewCond(&q.mu)
 	go q.run()
 	return q
@@ -97,9 +99,24 @@ func (q *queue) run() {
 		}
 		f := q.todo[0]
 		q.todo = q.todo[1:]
+		q.busy = true
 		q.mu.Unlock()
 		f()
+		q.mu.Lock()
+		q.busy = false
+		idle := len(q.todo) == 0
+		q.mu.Unlock()
+		if idle {
+			q.rest()
+		}
 	}
+}
+
+// idle reports whether all that was added has been called.
+func (q *queue) idle() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.todo) == 0 && !q.busy
 }
 
 // close waits until all that was added has been called, or the limit is over:

@@ -91,18 +91,19 @@ type started struct {
 var errMasterGone = errors.New("prefork: the master has ended")
 
 func newMaster(opts Options) *Master {
-	return &Master{
+	m := &Master{
 		opts: opts, log: opts.Logger,
 		events:   make(chan func(), 64),
 		signals:  make(chan os.Signal, 16),
 		done:     make(chan struct{}),
-		hooks:    newQueue(),
-		manager:  newQueue(),
+		manager:  newQueue(func() {}),
 		began:    time.Now(),
 		procs:    map[fleet.ID]*proc{},
 		programs: map[int]*program{},
 		waiters:  map[int]chan error{},
 	}
+	m.hooks = newQueue(func() { m.post(func() {}) }) // for an upgrade that waits, see calm
+	return m
 }
 
 func (m *Master) fleetConfig() fleet.Config {
@@ -330,8 +331,8 @@ func (m *Master) act() bool {
 }
 
 // calm reports whether nothing is under way that another master could not take
-// over.
-func (m *Master) calm() bool { return m.spawning == 0 && !m.fleet.Busy() }
+// over. Hooks belong to it: the next master does not know what was not told yet.
+func (m *Master) calm() bool { return m.spawning == 0 && !m.fleet.Busy() && m.hooks.idle() }
 
 // stop begins or hastens the stop of the whole fleet.
 func (m *Master) stop(level fleet.Level, why string) {
@@ -399,10 +400,8 @@ func (m *Master) carryOut(a fleet.Action) {
 	case fleet.Live:
 		m.setLive(a)
 	case fleet.OpenSeat:
-		for _, e := range m.endpoints {
-			if err := e.group.Grow(); err != nil {
-				m.log.Error("prefork: cannot open a socket for another seat", "seat", a.Seat, "endpoint", e.name, "error", err)
-			}
+		if err := m.openSeat(a.Seat); err != nil {
+			m.log.Error("prefork: cannot open a socket for another seat, will try again", "error", err)
 		}
 	case fleet.ShutSeat:
 		for _, e := range m.endpoints {
@@ -415,6 +414,9 @@ func (m *Master) carryOut(a fleet.Action) {
 		}
 	case fleet.CloseSeat:
 		for _, e := range m.endpoints {
+			if e.group.FD(a.Seat) < 0 {
+				continue // could not be opened
+			}
 			if err := e.group.Shrink(); err != nil {
 				m.log.Warn("prefork: close of a seat failed", "seat", a.Seat, "endpoint", e.name, "error", err)
 			}
@@ -503,6 +505,19 @@ func (m *Master) spawn(a fleet.Spawn) {
 	}()
 }
 
+// openSeat opens the sockets of a seat that do not exist yet.
+func (m *Master) openSeat(seat int) error {
+	for _, e := range m.endpoints {
+		if e.group.FD(seat) >= 0 {
+			continue
+		}
+		if err := e.group.Grow(); err != nil {
+			return fmt.Errorf("prefork: socket of %s for seat %d: %w", e.name, seat, err)
+		}
+	}
+	return nil
+}
+
 // spec says how to start p. Its sockets are duplicates: by the time they are
 // used, the master may have closed its own.
 func (m *Master) spec(p *proc) (processSpec, error) {
@@ -510,6 +525,9 @@ func (m *Master) spec(p *proc) (processSpec, error) {
 		program: m.programs[p.generation],
 		setup:   workerSetup{Seat: p.seat, Generation: p.generation},
 		procs:   cpuShare(m.fleet.Snapshot(time.Now()).Want),
+	}
+	if err := m.openSeat(p.seat); err != nil {
+		return spec, err
 	}
 	for _, e := range m.endpoints {
 		fd, err := dupFD(e.group.FD(p.seat))

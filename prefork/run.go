@@ -167,6 +167,9 @@ func listen(e Endpoint, inherited []sdnotify.Socket) (*socket, error) {
 		return &socket{Listener: l, foreign: true}, err
 	case e.Network == "unix":
 		l, err := net.Listen("unix", e.Addr)
+		if errors.Is(err, syscall.EADDRINUSE) && removeStale(e.Addr) {
+			l, err = net.Listen("unix", e.Addr)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -180,6 +183,20 @@ func listen(e Endpoint, inherited []sdnotify.Socket) (*socket, error) {
 		l, err := usher.Listen(network, e.Addr)
 		return &socket{Listener: l}, err
 	}
+}
+
+// removeStale removes the name of a unix socket that nobody listens on, as a
+// program that was killed leaves it behind, and reports whether it did.
+func removeStale(path string) bool {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&os.ModeSocket == 0 {
+		return false
+	}
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		c.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
 }
 
 // nameOf returns the path of a unix socket, or nothing if it has none.

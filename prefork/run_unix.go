@@ -4,6 +4,7 @@ package prefork
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -235,7 +236,11 @@ func openGroup(e Endpoint, inherited []sdnotify.Socket, seats int) (*reuseport.G
 	case e.Network == "":
 		return reuseport.Open("tcp", e.Addr, seats)
 	default:
-		return reuseport.Open(e.Network, e.Addr, seats)
+		g, err := reuseport.Open(e.Network, e.Addr, seats)
+		if e.Network == "unix" && errors.Is(err, syscall.EADDRINUSE) && removeStale(e.Addr) {
+			return reuseport.Open(e.Network, e.Addr, seats)
+		}
+		return g, err
 	}
 }
 

@@ -59,6 +59,35 @@ func TestUnixSocket(t *testing.T) {
 	}
 }
 
+// TestStaleName: a master that was killed leaves the name of its socket behind,
+// and the next one must come up all the same; but not where somebody listens.
+func TestStaleName(t *testing.T) {
+	for _, workers := range []int{2, 0} {
+		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "s")
+			p := quick(workers)
+			p.Addr, p.Listen = "", []planEndpoint{{Network: "unix", Addr: path}}
+			for range 2 {
+				r := launch(t, p)
+				r.network, r.addr = "unix", path
+				r.find("a worker that listens", max(1, workers), func(e event) bool { return e.Name == "listening" })
+				r.get("/")
+				second := launch(t, p)
+				if status := second.gone(); status != 1 {
+					t.Errorf("status %d where somebody listens", status)
+				}
+				r.get("/")
+				r.kill(r.cmd.Process.Pid, syscall.SIGKILL)
+				r.gone()
+				if _, err := os.Lstat(path); err != nil {
+					t.Error("the name is gone, this tests nothing")
+				}
+			}
+		})
+	}
+}
+
 // TestEndpoints: several addresses, known by their names.
 func TestEndpoints(t *testing.T) {
 	t.Parallel()

@@ -208,6 +208,26 @@ func TestUpgradeWaits(t *testing.T) {
 	r.stop()
 }
 
+// TestUpgradeTellsHooks: the next master does not know what has not been told, so
+// it comes when all is.
+func TestUpgradeTellsHooks(t *testing.T) {
+	t.Parallel()
+	p := quick(3)
+	p.HookHangs, p.HookTimeout = "WorkerExit", 300*time.Millisecond
+	r := start(t, p)
+	for _, pid := range pidsOf(r.stats()) {
+		r.kill(pid, syscall.SIGKILL)
+	}
+	r.until("three crashes", func(s Stats) bool { return s.Crashes == 3 && s.Serving == 3 })
+	r.kill(r.pid(), syscall.SIGUSR2)
+	r.nth("MasterStart", 2)
+	if n := len(r.named("WorkerExit")); n < 3 {
+		t.Errorf("hooks were told of %d of 3 crashes", n)
+	}
+	r.first("RestartFinished")
+	r.stop()
+}
+
 // TestUpgradeTriesAgain: what was tried is what runs. Whoever deploys while an
 // upgrade waits has his build tried, too.
 func TestUpgradeTriesAgain(t *testing.T) {

@@ -124,6 +124,7 @@ func (m *Master) upgrade(ctx context.Context, why string, answer chan error) {
 		answer <- errors.New("prefork: upgrade: the fleet stops")
 		return
 	case m.upgrading:
+		m.log.Info("prefork: upgrade: one is under way", "reason", why)
 		answer <- errors.New("prefork: upgrade: one is under way")
 		return
 	}
