@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -362,6 +363,45 @@ func TestLevels(t *testing.T) {
 		w.serve(late)
 		if len(late.told) == 0 {
 			t.Errorf("levels %v: a server that comes late is told nothing", tt.levels)
+		}
+	}
+}
+
+// TestLeave: a signal to a group comes twice, as the worker's own and as the
+// master's order, and is one.
+func TestLeave(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		master bool
+		do     string // what comes: the master's order, or a signal
+		want   fleet.Level
+	}{
+		{"the group, the master first", true, "order 1, signal, order 2, signal", fleet.LevelQuick},
+		{"the group, the worker first", true, "signal, order 1, signal, order 2", fleet.LevelQuick},
+		{"a burst", true, "order 1, signal, again, again, again", fleet.LevelStop},
+		{"nobody but us", true, "signal", 0},
+		{"nobody but us, impatient", true, "signal, signal", fleet.LevelStop},
+		{"an orphan in a group", false, "order 1, signal", fleet.LevelStop},
+		{"one process", false, "signal, signal, again, signal, signal", fleet.LevelNow},
+	} {
+		w := testWorker(t)
+		w.master = tt.master
+		for _, what := range strings.Split(tt.do, ", ") {
+			switch what {
+			case "order 1":
+				w.stop(fleet.LevelStop, true, "order")
+			case "order 2":
+				w.stop(fleet.LevelQuick, true, "order")
+			case "signal":
+				w.terms.began = time.Time{} // long ago
+				w.leave("signal")
+			case "again":
+				w.leave("signal")
+			}
+		}
+		close(w.ended)
+		if w.level != tt.want {
+			t.Errorf("%s: level %d, want %d", tt.name, w.level, tt.want)
 		}
 	}
 }
