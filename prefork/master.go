@@ -522,9 +522,12 @@ func (m *Master) openSeat(seat int) error {
 // used, the master may have closed its own.
 func (m *Master) spec(p *proc) (processSpec, error) {
 	spec := processSpec{
-		program: m.programs[p.generation],
-		setup:   workerSetup{Seat: p.seat, Generation: p.generation},
-		procs:   cpuShare(m.fleet.Snapshot(time.Now()).Want),
+		setup: workerSetup{Seat: p.seat, Generation: p.generation},
+		procs: cpuShare(m.fleet.Snapshot(time.Now()).Want),
+	}
+	var err error
+	if spec.program, err = m.programs[p.generation].clone(); err != nil {
+		return spec, err
 	}
 	if err := m.openSeat(p.seat); err != nil {
 		return spec, err

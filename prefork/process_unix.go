@@ -30,13 +30,32 @@ type program struct {
 	path string
 }
 
-// path returns what to execute. The file that was opened, that is, and not what
-// has been put in its place since; only Linux can do that.
-func (p *program) exec() string {
-	if p.fd >= 0 {
-		return "/proc/self/fd/" + strconv.Itoa(p.fd)
+// exec returns what to execute in a child that gets files, and how to let go of
+// it: the file that was opened, that is, and not what has been put in its place
+// since; only Linux can do that. The child has its own table of descriptors, in
+// which [syscall.ForkExec] first moves some of files out of the way, to the
+// numbers that follow the highest of them. The program's must be beyond those.
+func (p *program) exec(files []uintptr) (path string, release func(), err error) {
+	if p.fd < 0 {
+		return p.path, func() {}, nil
 	}
-	return p.path
+	fd, err := unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, int(slices.Max(files))+len(files)+3)
+	if err != nil {
+		return "", nil, os.NewSyscallError("fcntl", err)
+	}
+	return "/proc/self/fd/" + strconv.Itoa(fd), func() { unix.Close(fd) }, nil
+}
+
+// clone returns another hold on p.
+func (p *program) clone() (*program, error) {
+	if p == nil || p.fd < 0 {
+		return p, nil
+	}
+	fd, err := dupFD(p.fd)
+	if err != nil {
+		return nil, fmt.Errorf("prefork: %s: %w", p.path, err)
+	}
+	return &program{fd: fd, path: p.path}, nil
 }
 
 func (p *program) close() {
@@ -45,10 +64,6 @@ func (p *program) close() {
 		p.fd = -1
 	}
 }
-
-// programFD is where descriptors of programs begin: out of the way of those
-// that a child gets, which replace what has their numbers.
-const programFD = 100
 
 // openProgram takes a hold on the program at path, or on the one that runs.
 func openProgram(path string, own bool) (*program, error) {
@@ -67,16 +82,11 @@ func openProgram(path string, own bool) (*program, error) {
 		}
 		return p, fmt.Errorf("prefork: %s: %w", path, err)
 	}
-	defer unix.Close(fd)
-	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, programFD)
-	if err != nil {
-		return p, nil // so many that the limit is reached: the path will do
-	}
-	p.fd = high
+	p.fd = fd
 	return p, nil
 }
 
-// processSpec is what a worker is started with. It owns its sockets' descriptors.
+// processSpec is what a worker is started with. It owns its descriptors.
 type processSpec struct {
 	program *program
 	setup   workerSetup
@@ -87,6 +97,7 @@ func (s processSpec) close() {
 	for _, fd := range fdsOf(s.setup.Sockets) {
 		unix.Close(fd)
 	}
+	s.program.close()
 }
 
 // abandon lets a process go that nobody wants any more: to it, its master has
@@ -150,7 +161,12 @@ func startProcess(spec processSpec) (*started, error) {
 		name, _, _ := strings.Cut(e, "=")
 		return name == workerEnv || name == masterEnv || name == checkEnv
 	})
-	pid, err := syscall.ForkExec(spec.program.exec(), os.Args, &syscall.ProcAttr{
+	path, release, err := spec.program.exec(files)
+	if err != nil {
+		return fail(fmt.Errorf("prefork: start %s: %w", spec.program.path, err))
+	}
+	defer release()
+	pid, err := syscall.ForkExec(path, os.Args, &syscall.ProcAttr{
 		Env:   append(env, workerEnv+"="+string(value)),
 		Files: files,
 	})
