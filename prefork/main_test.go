@@ -18,7 +18,7 @@ func TestMain(m *testing.M) {
 		os.Exit(testProgram())
 	}
 	// Tests wait for processes most of the time. The flag, if given, wins.
-	flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0)))
+	flag.Set("test.parallel", strconv.Itoa(4*runtime.GOMAXPROCS(0)))
 	os.Exit(leakcheck.Run(m))
 }
 
