@@ -312,6 +312,10 @@ func TestStuck(t *testing.T) {
 	if w.stuck(handed, 0) {
 		t.Error("stuck though one was handed over since")
 	}
+	if w.stuck(handed, 0) {
+		t.Error("stuck, though nobody knows what the server waits for")
+	}
+	l.Served(&recorder{})
 	if !w.stuck(handed, 0) {
 		t.Error("not stuck, with a connection in hand that nobody takes")
 	}

@@ -393,12 +393,17 @@ func (w *Worker) counters() (b fleet.Beat, newcomers int) {
 
 // stuck reports whether connections have been lying about since the last beat
 // with nobody to take them: a server's Accept loop hangs. handed is what each
-// listener had handed over by then.
+// listener had handed over by then. Only a server that tells of its newcomers is
+// judged: another may have reasons of its own not to accept, as
+// netutil.LimitListener has when it is full.
 func (w *Worker) stuck(handed []uint64, newcomers int) bool {
 	stuck := false
 	for i, l := range w.listeners {
+		l.mu.Lock()
+		served := l.served
+		l.mu.Unlock()
 		now := l.handed.Load()
-		if now == handed[i] && l.inHand.Load() > 0 && l.waiting.Load() == 0 && newcomers == 0 {
+		if served && now == handed[i] && l.inHand.Load() > 0 && l.waiting.Load() == 0 && newcomers == 0 {
 			stuck = true
 		}
 		handed[i] = now

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// isWorker reports whether this process is a worker. A child that a worker
-// starts before it has come to Run inherits the variable, but no socket.
+// isWorker reports whether this process is a worker. A process that finds the
+// variable, but not the socket, has it from somewhere else.
 func isWorker() (workerSetup, bool, error) {
 	value, ok := os.LookupEnv(workerEnv)
 	if !ok {
