@@ -77,8 +77,14 @@ func (l *lab) startContestant(ctx context.Context, c contestant) (running, error
 	if err != nil {
 		return running{}, err
 	}
+	// A worker may say that it listens before its master says that it has
+	// started.
+	started := p.Matches(workerStarted)
+	for end := time.Now().Add(10 * time.Second); len(started) < c.workers && time.Now().Before(end); started = p.Matches(workerStarted) {
+		time.Sleep(time.Millisecond)
+	}
 	r := running{p, []int{p.PID}}
-	for _, m := range p.Matches(workerStarted) {
+	for _, m := range started {
 		pid, _ := strconv.Atoi(m[1])
 		r.pids = append(r.pids, pid)
 	}
