@@ -4,19 +4,15 @@ package prefork
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/fleet"
-	"github.com/seed-235859eb/usher/internal/reuseport"
 	"github.com/seed-235859eb/usher/internal/sdnotify"
 )
 
@@ -43,7 +39,6 @@ type Master struct {
 	tickets   int
 	spawning  int  // processes about to be started
 	closing   bool // the sockets have been closed, the fleet stops
-	reloading bool // the service manager thinks so
 	status    string
 	fed       time.Time // when the watchdog was fed
 	watchdog  time.Duration
@@ -54,38 +49,6 @@ type Master struct {
 	trials    sync.WaitGroup
 	over      bool
 	result    error
-}
-
-// endpoint is an [Endpoint] with its sockets.
-type endpoint struct {
-	name   string
-	key    string // what was asked for: the same in the next master
-	group  *reuseport.Group
-	unlink string // path of a unix socket that is ours to remove
-
-	foreign bool // the socket is not ours alone
-}
-
-// proc is a worker process as the master knows it.
-type proc struct {
-	id               fleet.ID
-	seat, generation int
-	pid              int
-	out              *output
-	orders           []func()     // for when it has been started
-	adopted          map[int]bool // seats besides its own
-	ready            bool
-
-	*started
-	reading sync.WaitGroup // the goroutines that read from it
-}
-
-// started is a process that has been started, or adopted.
-type started struct {
-	process *os.Process
-	link    *link
-	stderr  *os.File
-	allRead chan struct{} // closed when stderr has ended
 }
 
 var errMasterGone = errors.New("prefork: the master has ended")
@@ -340,32 +303,6 @@ func (m *Master) stop(level fleet.Level, why string) {
 	m.fleet.Stop(m.now(), level)
 }
 
-// closeSockets gives up the master's share of the sockets once the fleet stops:
-// the workers have theirs, and when they are done new connects must be refused.
-func (m *Master) closeSockets() {
-	m.closing = true
-	m.manage(func() error { return m.sd.Stopping("stopping") })
-	m.unpublish()
-	for _, e := range m.endpoints {
-		if err := e.group.Close(); err != nil {
-			m.log.Warn("prefork: close of a socket failed", "endpoint", e.name, "error", err)
-		}
-	}
-}
-
-// unpublish takes away the names of unix sockets, so that nobody new comes.
-func (m *Master) unpublish() {
-	for _, e := range m.endpoints {
-		if e.unlink == "" {
-			continue
-		}
-		if err := os.Remove(e.unlink); err != nil {
-			m.log.Warn("prefork: cannot remove a unix socket", "endpoint", e.name, "error", err)
-		}
-		e.unlink = ""
-	}
-}
-
 // carryOut does what the fleet has decided.
 func (m *Master) carryOut(a fleet.Action) {
 	switch a := a.(type) {
@@ -404,23 +341,9 @@ func (m *Master) carryOut(a fleet.Action) {
 			m.log.Error("prefork: cannot open a socket for another seat, will try again", "error", err)
 		}
 	case fleet.ShutSeat:
-		for _, e := range m.endpoints {
-			if e.group.Shared() {
-				continue
-			}
-			if err := e.group.Shut(a.Seat); err != nil {
-				m.log.Warn("prefork: new handshakes on a seat that closes cannot be stopped", "seat", a.Seat, "endpoint", e.name, "error", err)
-			}
-		}
+		m.shutSeat(a.Seat)
 	case fleet.CloseSeat:
-		for _, e := range m.endpoints {
-			if e.group.FD(a.Seat) < 0 {
-				continue // could not be opened
-			}
-			if err := e.group.Shrink(); err != nil {
-				m.log.Warn("prefork: close of a seat failed", "seat", a.Seat, "endpoint", e.name, "error", err)
-			}
-		}
+		m.closeSeat(a.Seat)
 	case fleet.CanaryCheck:
 		m.canary(a)
 	case fleet.WorkerReady:
@@ -428,7 +351,6 @@ func (m *Master) carryOut(a fleet.Action) {
 	case fleet.WorkerGone:
 		m.workerGone(a)
 	case fleet.AllReady:
-		m.reloading = false
 		s := m.fleet.Snapshot(time.Now())
 		m.log.Info("prefork: all seats serve", "workers", s.Serving, "generation", s.Generation)
 		m.status = m.summary()
@@ -455,185 +377,8 @@ func (m *Master) newGeneration(generation int) {
 	}
 	m.programs[generation] = p
 	if generation > 1 {
-		m.reloading = true
 		m.manage(func() error { return m.sd.Reloading(fmt.Sprintf("restarting to generation %d", generation)) })
 	}
-}
-
-// order carries out f for a worker, as soon as its process exists.
-func (m *Master) order(id fleet.ID, f func(p *proc)) {
-	p := m.procs[id]
-	switch {
-	case p == nil:
-	case p.started == nil:
-		p.orders = append(p.orders, func() { f(p) })
-	default:
-		f(p)
-	}
-}
-
-func (p *proc) say(m *Master, f frame, fds ...int) {
-	if err := p.link.send(f, fds...); err != nil && !errors.Is(err, net.ErrClosed) {
-		m.log.Warn("prefork: cannot reach a worker", "seat", p.seat, "pid", p.pid, "error", err)
-	}
-}
-
-func (m *Master) signalProc(p *proc, s os.Signal) {
-	if err := p.process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		m.log.Warn("prefork: cannot send a signal", "signal", s.String(), "pid", p.pid, "error", err)
-	}
-}
-
-// spawn starts a worker process.
-func (m *Master) spawn(a fleet.Spawn) {
-	p := &proc{id: a.ID, seat: a.Seat, generation: a.Generation, out: &output{}, adopted: map[int]bool{}}
-	m.procs[a.ID] = p
-	m.spawning++
-	spec, err := m.spec(p)
-	go func() {
-		var started *started
-		if err == nil {
-			if f := m.opts.Hooks.BeforeWorkerStart; f != nil {
-				runHook(m.log, "BeforeWorkerStart", func(ctx context.Context) { f(ctx, p.info()) })
-			}
-			started, err = startProcess(spec)
-		}
-		spec.close()
-		if !m.post(func() { m.spawned(p, started, err) }) && started != nil {
-			started.abandon()
-		}
-	}()
-}
-
-// openSeat opens the sockets of a seat that do not exist yet.
-func (m *Master) openSeat(seat int) error {
-	for _, e := range m.endpoints {
-		if e.group.FD(seat) >= 0 {
-			continue
-		}
-		if err := e.group.Grow(); err != nil {
-			return fmt.Errorf("prefork: socket of %s for seat %d: %w", e.name, seat, err)
-		}
-	}
-	return nil
-}
-
-// spec says how to start p. Its sockets are duplicates: by the time they are
-// used, the master may have closed its own.
-func (m *Master) spec(p *proc) (processSpec, error) {
-	spec := processSpec{
-		setup: workerSetup{Seat: p.seat, Generation: p.generation},
-		procs: cpuShare(m.fleet.Snapshot(time.Now()).Want),
-	}
-	var err error
-	if spec.program, err = m.programs[p.generation].clone(); err != nil {
-		return spec, err
-	}
-	if err := m.openSeat(p.seat); err != nil {
-		return spec, err
-	}
-	for _, e := range m.endpoints {
-		fd, err := dupFD(e.group.FD(p.seat))
-		if err != nil {
-			return spec, fmt.Errorf("prefork: socket of %s for seat %d: %w", e.name, p.seat, err)
-		}
-		spec.setup.Sockets = append(spec.setup.Sockets, workerSocket{Name: e.name, FD: fd, Foreign: e.foreign})
-	}
-	return spec, nil
-}
-
-func (p *proc) info() WorkerInfo {
-	return WorkerInfo{Seat: p.seat, Generation: p.generation, PID: p.pid}
-}
-
-func (m *Master) spawned(p *proc, s *started, err error) {
-	m.spawning--
-	if err != nil {
-		delete(m.procs, p.id)
-		m.fleet.SpawnFailed(m.now(), p.id, err)
-		return
-	}
-	m.attach(p, s)
-	m.fleet.Spawned(m.now(), p.id, p.pid)
-	m.log.Info("prefork: worker started", "seat", p.seat, "generation", p.generation, "pid", p.pid)
-	if f := m.opts.Hooks.AfterWorkerStart; f != nil {
-		m.hook("AfterWorkerStart", func(ctx context.Context) { f(ctx, p.info()) })
-	}
-	for _, f := range p.orders {
-		f()
-	}
-	p.orders = nil
-}
-
-// attach makes p the process s, and waits for its end.
-func (m *Master) attach(p *proc, s *started) {
-	p.started = s
-	p.pid = s.process.Pid
-	m.startReading(p)
-	go func() {
-		reap := awaitExit(s.process)
-		// The last words may still be in the pipe; but a child of the worker
-		// may hold it open for ever.
-		select {
-		case <-s.allRead:
-		case <-time.After(250 * time.Millisecond):
-		}
-		m.post(func() { m.exited(p, reap) })
-	}()
-}
-
-// startReading listens to what p says on both channels.
-func (m *Master) startReading(p *proc) {
-	s := p.started
-	p.reading.Go(func() {
-		if copyOutput(p.out, s.stderr) {
-			close(s.allRead)
-		}
-	})
-	p.reading.Go(func() {
-		for {
-			frames, _, err := s.link.receive()
-			for _, f := range frames {
-				if !m.post(func() { m.hear(p, f) }) {
-					return
-				}
-			}
-			if err != nil {
-				if !isEnd(err) {
-					m.log.Warn("prefork: bad word from a worker", "seat", p.seat, "pid", p.pid, "error", err)
-				}
-				return
-			}
-		}
-	})
-}
-
-// copyOutput reads what a worker writes to standard error, and writes it to the
-// master's. The reading goes on if the master's does not take it. It reports
-// whether that was all.
-func copyOutput(out *output, from *os.File) bool {
-	buf := make([]byte, 16<<10)
-	for {
-		n, err := from.Read(buf)
-		if n > 0 {
-			out.Write(buf[:n])
-			os.Stderr.Write(buf[:n])
-		}
-		if err != nil {
-			return !errors.Is(err, os.ErrDeadlineExceeded)
-		}
-	}
-}
-
-func (m *Master) exited(p *proc, reap func() fleet.Exit) {
-	if m.procs[p.id] != p {
-		return
-	}
-	e := reap()
-	e.Output = p.out.String()
-	delete(m.procs, p.id)
-	p.close()
-	m.fleet.Exited(m.now(), p.id, e)
 }
 
 // hear takes a frame from a worker.
@@ -653,65 +398,6 @@ func (m *Master) hear(p *proc, f frame) {
 	case frameFleet:
 		p.say(m, m.answer(f.Ask))
 	}
-}
-
-// answer is Stats in a frame.
-func (m *Master) answer(ask int) frame {
-	s := m.stats()
-	for i := range s.Seats {
-		s.Seats[i].LastOutput = lastBytes(s.Seats[i].LastOutput, 200)
-	}
-	f := frame{Type: frameFleet, Ask: ask}
-	raw, err := json.Marshal(s)
-	switch {
-	case err != nil:
-		f.Error = err.Error()
-	case len(raw) > maxAnswer:
-		f.Error = fmt.Sprintf("%d workers are too many for the control socket", s.Workers)
-	default:
-		f.Fleet = raw
-	}
-	return f
-}
-
-// setLive steers new connections to the seats that are served, and has those
-// who serve accept what has come to the others.
-func (m *Master) setLive(a fleet.Live) {
-	for _, e := range m.endpoints {
-		if err := e.group.Steer(a.Seats); err != nil {
-			if !errors.Is(err, errors.ErrUnsupported) {
-				m.log.Warn("prefork: cannot steer new connections", "endpoint", e.name, "error", err)
-			}
-		}
-	}
-	for _, id := range a.To {
-		m.order(id, func(p *proc) { m.setOrphans(p, a.Orphans) })
-	}
-}
-
-func (m *Master) setOrphans(p *proc, seats []int) {
-	f := frame{Type: frameOrphans, Seats: seats}
-	var fds []int
-	now := map[int]bool{}
-	for _, seat := range seats {
-		if seat == p.seat || !p.adopted[seat] && len(fds)+len(m.endpoints) > maxRights {
-			continue // its siblings will do
-		}
-		now[seat] = true
-		for _, e := range m.endpoints {
-			fd := e.group.FD(seat)
-			if p.adopted[seat] || e.group.Shared() || fd < 0 {
-				continue
-			}
-			f.Fresh = append(f.Fresh, fmt.Sprintf("%d %s", seat, e.name))
-			fds = append(fds, fd)
-		}
-	}
-	if len(now) == 0 && len(p.adopted) == 0 {
-		return
-	}
-	p.adopted = now
-	p.say(m, f, fds...)
 }
 
 func (m *Master) canary(a fleet.CanaryCheck) {
@@ -778,100 +464,6 @@ func (m *Master) restartDone(a fleet.RestartDone) {
 	if f := m.opts.Hooks.RestartFinished; f != nil {
 		m.hook("RestartFinished", func(ctx context.Context) { f(ctx, a.Generation, err) })
 	}
-}
-
-// summary is one line for the service manager.
-func (m *Master) summary() string {
-	s := m.fleet.Snapshot(time.Now())
-	return fmt.Sprintf("generation %d, %d of %d workers serve", s.Generation, s.Serving, s.Want)
-}
-
-// tellManager keeps the service manager up to date. Its watchdog is fed only
-// while a worker serves and gets on.
-func (m *Master) tellManager() {
-	if m.sd == nil || m.closing {
-		return
-	}
-	if s := m.summary(); s != m.status {
-		m.status = s
-		m.manage(func() error { return m.sd.Status(s) })
-	}
-	if m.watchdog == 0 || time.Since(m.fed) < m.watchdog/3 {
-		return
-	}
-	healthy := func(w fleet.WorkerSnapshot) bool {
-		return (w.State == "serving" || w.State == "leaving") && w.Beat.Progress && w.BeatAge < m.opts.HeartbeatTimeout
-	}
-	for _, seat := range m.fleet.Snapshot(time.Now()).Seats {
-		if slices.ContainsFunc(seat.Workers, healthy) {
-			m.fed = time.Now()
-			m.manage(m.sd.Watchdog)
-			return
-		}
-	}
-}
-
-// manage sends something to the service manager, in order, without waiting.
-func (m *Master) manage(send func() error) {
-	if m.sd == nil {
-		return
-	}
-	m.manager.add(func() {
-		if err := send(); err != nil {
-			m.log.Warn("prefork: service manager", "error", err)
-		}
-	})
-}
-
-// stats is Stats, for the goroutine that owns the state.
-func (m *Master) stats() Stats {
-	f := m.fleet.Snapshot(time.Now())
-	s := Stats{
-		PID: os.Getpid(), UpFor: time.Since(m.began),
-		Generation: f.Generation, Next: f.Next, Restarting: f.Restarting, Stopping: f.Stopping,
-		Workers: f.Want, Serving: f.Serving,
-		Requests: f.Requests, Accepted: f.Accepted, Crashes: f.Crashes,
-		Seats: make([]SeatStats, 0, len(f.Seats)),
-	}
-	for _, fs := range f.Seats {
-		seat := SeatStats{
-			Seat: fs.Seat, Generation: fs.Target, Closing: fs.Closing, Restarts: fs.Restarts, BackoffFor: fs.BackoffFor,
-			Queued: m.queued(fs.Seat), Workers: make([]WorkerStats, 0, len(fs.Workers)),
-		}
-		if e := fs.LastExit; e != nil {
-			seat.LastExit, seat.LastClass, seat.LastOutput = e.String(), Class(e.Class), lastBytes(e.Exit.Output, 1<<10)
-		}
-		for _, w := range fs.Workers {
-			seat.Workers = append(seat.Workers, statsOf(w))
-		}
-		s.Seats = append(s.Seats, seat)
-	}
-	return s
-}
-
-func (m *Master) workerStats(id fleet.ID) (WorkerStats, bool) {
-	for _, seat := range m.fleet.Snapshot(time.Now()).Seats {
-		for _, w := range seat.Workers {
-			if w.ID == id {
-				return statsOf(w), true
-			}
-		}
-	}
-	return WorkerStats{}, false
-}
-
-// queued returns how many connections wait in the accept queues of a seat.
-func (m *Master) queued(seat int) int {
-	sum := 0
-	for _, e := range m.endpoints {
-		if m.closing || e.group.Shared() && seat > 0 {
-			continue
-		}
-		if n, err := e.group.Queued(seat); err == nil {
-			sum += n
-		}
-	}
-	return sum
 }
 
 func (m *Master) hook(name string, f func(ctx context.Context)) {

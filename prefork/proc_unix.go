@@ -1,0 +1,200 @@
+//go:build unix
+
+package prefork
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/seed-235859eb/usher/internal/fleet"
+)
+
+// proc is a worker process as the master knows it.
+type proc struct {
+	id               fleet.ID
+	seat, generation int
+	pid              int
+	out              *output
+	orders           []func()     // for when it has been started
+	adopted          map[int]bool // seats besides its own
+	ready            bool
+
+	*started
+	reading sync.WaitGroup // the goroutines that read from it
+}
+
+// started is a process that has been started, or adopted.
+type started struct {
+	process *os.Process
+	link    *link
+	stderr  *os.File
+	allRead chan struct{} // closed when stderr has ended
+}
+
+// order carries out f for a worker, as soon as its process exists.
+func (m *Master) order(id fleet.ID, f func(p *proc)) {
+	p := m.procs[id]
+	switch {
+	case p == nil:
+	case p.started == nil:
+		p.orders = append(p.orders, func() { f(p) })
+	default:
+		f(p)
+	}
+}
+
+func (p *proc) say(m *Master, f frame, fds ...int) {
+	if err := p.link.send(f, fds...); err != nil && !errors.Is(err, net.ErrClosed) {
+		m.log.Warn("prefork: cannot reach a worker", "seat", p.seat, "pid", p.pid, "error", err)
+	}
+}
+
+func (m *Master) signalProc(p *proc, s os.Signal) {
+	if err := p.process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		m.log.Warn("prefork: cannot send a signal", "signal", s.String(), "pid", p.pid, "error", err)
+	}
+}
+
+// spawn starts a worker process.
+func (m *Master) spawn(a fleet.Spawn) {
+	p := &proc{id: a.ID, seat: a.Seat, generation: a.Generation, out: &output{}, adopted: map[int]bool{}}
+	m.procs[a.ID] = p
+	m.spawning++
+	spec, err := m.spec(p)
+	go func() {
+		var started *started
+		if err == nil {
+			if f := m.opts.Hooks.BeforeWorkerStart; f != nil {
+				runHook(m.log, "BeforeWorkerStart", func(ctx context.Context) { f(ctx, p.info()) })
+			}
+			started, err = startProcess(spec)
+		}
+		spec.close()
+		if !m.post(func() { m.spawned(p, started, err) }) && started != nil {
+			started.abandon()
+		}
+	}()
+}
+
+// spec says how to start p. Its sockets are duplicates: by the time they are
+// used, the master may have closed its own.
+func (m *Master) spec(p *proc) (processSpec, error) {
+	spec := processSpec{
+		setup: workerSetup{Seat: p.seat, Generation: p.generation},
+		procs: cpuShare(m.fleet.Snapshot(time.Now()).Want),
+	}
+	var err error
+	if spec.program, err = m.programs[p.generation].clone(); err != nil {
+		return spec, err
+	}
+	if err := m.openSeat(p.seat); err != nil {
+		return spec, err
+	}
+	for _, e := range m.endpoints {
+		fd, err := dupFD(e.group.FD(p.seat))
+		if err != nil {
+			return spec, fmt.Errorf("prefork: socket of %s for seat %d: %w", e.name, p.seat, err)
+		}
+		spec.setup.Sockets = append(spec.setup.Sockets, workerSocket{Name: e.name, FD: fd, Foreign: e.foreign})
+	}
+	return spec, nil
+}
+
+func (p *proc) info() WorkerInfo {
+	return WorkerInfo{Seat: p.seat, Generation: p.generation, PID: p.pid}
+}
+
+func (m *Master) spawned(p *proc, s *started, err error) {
+	m.spawning--
+	if err != nil {
+		delete(m.procs, p.id)
+		m.fleet.SpawnFailed(m.now(), p.id, err)
+		return
+	}
+	m.attach(p, s)
+	m.fleet.Spawned(m.now(), p.id, p.pid)
+	m.log.Info("prefork: worker started", "seat", p.seat, "generation", p.generation, "pid", p.pid)
+	if f := m.opts.Hooks.AfterWorkerStart; f != nil {
+		m.hook("AfterWorkerStart", func(ctx context.Context) { f(ctx, p.info()) })
+	}
+	for _, f := range p.orders {
+		f()
+	}
+	p.orders = nil
+}
+
+// attach makes p the process s, and waits for its end.
+func (m *Master) attach(p *proc, s *started) {
+	p.started = s
+	p.pid = s.process.Pid
+	m.startReading(p)
+	go func() {
+		reap := awaitExit(s.process)
+		// The last words may still be in the pipe; but a child of the worker
+		// may hold it open for ever.
+		select {
+		case <-s.allRead:
+		case <-time.After(250 * time.Millisecond):
+		}
+		m.post(func() { m.exited(p, reap) })
+	}()
+}
+
+// startReading listens to what p says on both channels.
+func (m *Master) startReading(p *proc) {
+	s := p.started
+	p.reading.Go(func() {
+		if copyOutput(p.out, s.stderr) {
+			close(s.allRead)
+		}
+	})
+	p.reading.Go(func() {
+		for {
+			frames, _, err := s.link.receive()
+			for _, f := range frames {
+				if !m.post(func() { m.hear(p, f) }) {
+					return
+				}
+			}
+			if err != nil {
+				if !isEnd(err) {
+					m.log.Warn("prefork: bad word from a worker", "seat", p.seat, "pid", p.pid, "error", err)
+				}
+				return
+			}
+		}
+	})
+}
+
+// copyOutput reads what a worker writes to standard error, and writes it to the
+// master's. The reading goes on if the master's does not take it. It reports
+// whether that was all.
+func copyOutput(out *output, from *os.File) bool {
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			out.Write(buf[:n])
+			os.Stderr.Write(buf[:n])
+		}
+		if err != nil {
+			return !errors.Is(err, os.ErrDeadlineExceeded)
+		}
+	}
+}
+
+func (m *Master) exited(p *proc, reap func() fleet.Exit) {
+	if m.procs[p.id] != p {
+		return
+	}
+	e := reap()
+	e.Output = p.out.String()
+	delete(m.procs, p.id)
+	p.close()
+	m.fleet.Exited(m.now(), p.id, e)
+}
