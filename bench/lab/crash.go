@@ -299,13 +299,7 @@ func (c *crasher) killMaster(ctx context.Context, m load.Mode) error {
 
 // crashPage shows it.
 func crashPage(all []*crasher, w *workshop, rounds, kills int) *report.Page {
-	var out []string
-	all = slices.DeleteFunc(all, func(c *crasher) bool {
-		if c.missing != "" {
-			out = append(out, c.name+" ("+c.missing+")")
-		}
-		return c.missing != ""
-	})
+	all, out := leaveOut(all, func(c *crasher) (string, string) { return c.name, c.missing })
 	page := &report.Page{
 		Title: "Crash: workers are killed under load",
 		Lead: fmt.Sprintf("A master with %d workers. A request is lost if its connection was established, or in use, and no whole response came back; "+
@@ -314,28 +308,15 @@ func crashPage(all []*crasher, w *workshop, rounds, kills int) *report.Page {
 			crashWorkers, 5*crashWorkers),
 		Versions: append(report.Versions(context.Background(), "github.com/valyala/fasthttp"), w.versions...),
 	}
-	if len(out) > 0 {
-		page.Lead += "\n\nLeft out: " + strings.Join(out, "; ") + "."
-	}
-
-	fates := func(r *load.Result) (row []string) {
-		for _, o := range load.Outcomes {
-			row = append(row, count(r.Of(o)))
-		}
-		return row
-	}
+	page.Lead += out
 	us := func(r *load.Result, percent float64) string {
 		if r.FirstByte.TotalCount() == 0 {
 			return "–"
 		}
 		return fmt.Sprintf("%.1f ms", ms(load.Quantile(r.FirstByte, percent)))
 	}
-	header := func(more ...string) (h []string) {
-		h = append(h, "server")
-		for _, o := range load.Outcomes {
-			h = append(h, o.String())
-		}
-		return append(h, more...)
+	header := func(more ...string) []string {
+		return slices.Concat([]string{"server"}, outcomeNames(), more)
 	}
 
 	workers := report.Section{
@@ -357,14 +338,14 @@ func crashPage(all []*crasher, w *workshop, rounds, kills int) *report.Page {
 		Text:  fmt.Sprintf("kill -9 of the master, with %d clients that go on until they are refused or lose a request. Nobody starts it again here; what is to be seen is whether workers see their requests through, and leave.", orphanClients),
 	}
 	for _, c := range all {
-		calm.Rows = append(calm.Rows, slices.Concat([]string{c.name}, fates(&c.calm), []string{us(&c.calm, 50), us(&c.calm, 99), us(&c.calm, 100), millis(c.calm.Behind)}))
-		killed.Rows = append(killed.Rows, slices.Concat([]string{c.name}, fates(&c.killed), []string{count(c.kills), us(&c.killed, 50), us(&c.killed, 99), us(&c.killed, 100), millis(c.killed.Behind)}))
+		calm.Rows = append(calm.Rows, slices.Concat([]string{c.name}, fatesOf(&c.calm), []string{us(&c.calm, 50), us(&c.calm, 99), us(&c.calm, 100), millis(c.calm.Behind)}))
+		killed.Rows = append(killed.Rows, slices.Concat([]string{c.name}, fatesOf(&c.killed), []string{count(c.kills), us(&c.killed, 50), us(&c.killed, 99), us(&c.killed, 100), millis(c.killed.Behind)}))
 		group := report.Group{Name: c.name, Focus: c.focus}
 		for i, percent := range []float64{50, 99, 100} {
 			group.Bars = append(group.Bars, report.Bar{Label: quantiles[i], Value: ms(load.Quantile(c.killed.FirstByte, percent))})
 		}
 		bars.Groups = append(bars.Groups, group)
-		hungTable.Rows = append(hungTable.Rows, slices.Concat([]string{c.name}, fates(&c.hung), []string{us(&c.hung, 50), us(&c.hung, 100)}))
+		hungTable.Rows = append(hungTable.Rows, slices.Concat([]string{c.name}, fatesOf(&c.hung), []string{us(&c.hung, 50), us(&c.hung, 100)}))
 	}
 	workers.Tables = []report.Table{killed, calm}
 	workers.Plots = []report.Plot{{See: "A long bar is a client that waited for a worker that was not there.", Bars: bars}}
@@ -377,7 +358,7 @@ func crashPage(all []*crasher, w *workshop, rounds, kills int) *report.Page {
 			if o.never > 0 {
 				left = fmt.Sprintf("%s not in 10 s", times(o.never))
 			}
-			t.Rows = append(t.Rows, slices.Concat([]string{c.name}, fates(&o.Result), []string{left}))
+			t.Rows = append(t.Rows, slices.Concat([]string{c.name}, fatesOf(&o.Result), []string{left}))
 		}
 		masters.Tables = append(masters.Tables, t)
 	}

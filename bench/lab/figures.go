@@ -6,9 +6,11 @@ import (
 	"io"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/seed-235859eb/usher/bench/fairness"
+	"github.com/seed-235859eb/usher/bench/load"
 	"github.com/seed-235859eb/usher/bench/report"
 )
 
@@ -45,6 +47,39 @@ func millis(d time.Duration) string { return wholeMS(d) + " ms" }
 
 // seconds writes a duration for a text.
 func seconds(d time.Duration) string { return fmt.Sprintf("%g s", d.Seconds()) }
+
+// leaveOut returns all but those that lack what they need, and a paragraph that
+// says who that is.
+func leaveOut[T any](all []T, missing func(T) (name, why string)) (rest []T, note string) {
+	var out []string
+	for _, x := range all {
+		if name, why := missing(x); why != "" {
+			out = append(out, name+" ("+why+")")
+		} else {
+			rest = append(rest, x)
+		}
+	}
+	if len(out) > 0 {
+		note = "\n\nLeft out: " + strings.Join(out, "; ") + "."
+	}
+	return rest, note
+}
+
+// outcomeNames are the columns of what became of requests, and fatesOf their
+// values.
+func outcomeNames() (names []string) {
+	for _, o := range load.Outcomes {
+		names = append(names, o.String())
+	}
+	return names
+}
+
+func fatesOf(r *load.Result) (row []string) {
+	for _, o := range load.Outcomes {
+		row = append(row, count(r.Of(o)))
+	}
+	return row
+}
 
 // verdict compares a figure with usher's, where more is better. Within noise,
 // a part of it, they draw.

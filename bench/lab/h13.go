@@ -279,15 +279,8 @@ func h13Page(all []*stopper, w *workshop, stops, clients int, modes []load.Mode,
 			times(stops), clients, seconds(h13Late), seconds(h13Timeout), seconds(h13Stop)),
 		Versions: append(report.Versions(context.Background(), "github.com/valyala/fasthttp", "golang.org/x/net"), w.versions...),
 	}
-	var out []string
-	for _, s := range all {
-		if s.missing != "" {
-			out = append(out, s.name+" ("+s.missing+")")
-		}
-	}
-	if len(out) > 0 {
-		page.Lead += "\n\nLeft out: " + strings.Join(out, "; ") + "."
-	}
+	all, out := leaveOut(all, func(s *stopper) (string, string) { return s.name, s.missing })
+	page.Lead += out
 
 	story := report.Section{
 		Title: "The story's own case",
@@ -314,9 +307,6 @@ func h13Page(all []*stopper, w *workshop, stops, clients int, modes []load.Mode,
 		}},
 	}
 	for _, s := range all {
-		if s.missing != "" {
-			continue
-		}
 		row := []string{s.name}
 		group := report.Group{Name: s.name, Focus: s.focus}
 		for _, m := range modes {
@@ -342,18 +332,12 @@ func h13Page(all []*stopper, w *workshop, stops, clients int, modes []load.Mode,
 
 // h13Table has the same columns for all servers.
 func h13Table(caption string, all []*stopper, connects bool, of func(*stopper) *stopped) report.Table {
-	t := report.Table{Caption: caption, Header: []string{"server"}}
-	for _, o := range load.Outcomes {
-		t.Header = append(t.Header, o.String())
-	}
+	t := report.Table{Caption: caption, Header: append([]string{"server"}, outcomeNames()...)}
 	if connects {
 		t.Header = append(t.Header, "refused after ≤")
 	}
 	t.Header = append(t.Header, "time to stop, median", "longest")
 	for _, s := range all {
-		if s.missing != "" {
-			continue
-		}
 		st := of(s)
 		row := []string{s.name}
 		if st == nil {
@@ -363,9 +347,7 @@ func h13Table(caption string, all []*stopper, connects bool, of func(*stopper) *
 			t.Rows = append(t.Rows, row)
 			continue
 		}
-		for _, o := range load.Outcomes {
-			row = append(row, count(st.Of(o)))
-		}
+		row = append(row, fatesOf(&st.Result)...)
 		if connects {
 			row = append(row, dash(st.Of(load.Refused) == 0, millis(st.refusal)))
 		}
@@ -383,9 +365,6 @@ func h13Table(caption string, all []*stopper, connects bool, of func(*stopper) *
 func h13Summary(all []*stopper, modes []load.Mode) string {
 	var none, some []string
 	for _, s := range all {
-		if s.missing != "" {
-			continue
-		}
 		lost := 0
 		for _, m := range modes {
 			lost += s.modes[m].Of(load.Lost, load.TimedOut)
@@ -427,7 +406,7 @@ func h13Quicker(all []*stopper) string {
 	}
 	var quicker []string
 	for _, s := range all {
-		if s.missing == "" && !s.focus && median(s) < ushers {
+		if !s.focus && median(s) < ushers {
 			quicker = append(quicker, fmt.Sprintf("%s (%s)", s.name, millis(median(s))))
 		}
 	}

@@ -279,13 +279,7 @@ func (r *restarter) stale(from, to time.Time, build string) (all, old int, last 
 
 // stalePage shows it.
 func stalePage(all []*restarter, w *workshop, workers, restarts int, after time.Duration) *report.Page {
-	var out []string
-	all = slices.DeleteFunc(all, func(r *restarter) bool {
-		if r.missing != "" {
-			out = append(out, r.name+" ("+r.missing+")")
-		}
-		return r.missing != ""
-	})
+	all, out := leaveOut(all, func(r *restarter) (string, string) { return r.name, r.missing })
 	page := &report.Page{
 		Title: "Stale code: who answers after a restart?",
 		Lead: fmt.Sprintf("%d workers are replaced, %s, with a new build, while %d requests per second come on connections of their own. "+
@@ -295,20 +289,13 @@ func stalePage(all []*restarter, w *workshop, workers, restarts int, after time.
 			workers, times(restarts), staleRate, seconds(after), seconds(pumaCheck), seconds(pumaTimeout)),
 		Versions: append(report.Versions(context.Background(), "golang.org/x/net"), w.versions...),
 	}
-	if len(out) > 0 {
-		page.Lead += "\n\nLeft out: " + strings.Join(out, "; ") + "."
-	}
+	page.Lead += out
 	ends := report.Table{
 		Caption: "After the log says that the restart is over",
 		Header:  []string{"server", "restart", "took", "workers killed as hung", "answers after", "old ones", "share", "the last, after the end"},
 	}
 	lines := &report.Lines{Title: "Answers of old code", X: report.Axis{Label: "time since the load began", Unit: "s"}, Y: report.Axis{Label: "share of answers", Unit: "%"}}
-	fates := report.Table{Caption: "What became of all requests", Header: append([]string{"server"}, func() (names []string) {
-		for _, o := range load.Outcomes {
-			names = append(names, o.String())
-		}
-		return names
-	}()...)}
+	fates := report.Table{Caption: "What became of all requests", Header: append([]string{"server"}, outcomeNames()...)}
 	var verdicts []string
 	for _, r := range all {
 		stale := 0
@@ -328,11 +315,7 @@ func stalePage(all []*restarter, w *workshop, workers, restarts int, after time.
 			verdicts = append(verdicts, r.name)
 		}
 		lines.Series = append(lines.Series, report.Series{Name: r.name, Focus: r.focus, Points: r.points()})
-		row := []string{r.name}
-		for _, o := range load.Outcomes {
-			row = append(row, count(r.result.Of(o)))
-		}
-		fates.Rows = append(fates.Rows, row)
+		fates.Rows = append(fates.Rows, append([]string{r.name}, fatesOf(r.result)...))
 	}
 	text := "No server answered with old code after it had said that the restart was over."
 	if len(verdicts) > 0 {
