@@ -303,16 +303,16 @@ func TestStoppedMaster(t *testing.T) {
 	time.Sleep(2 * p.HeartbeatTimeout)
 	load.answered(20)
 	r.kill(r.pid(), syscall.SIGCONT)
-	// Once each has beaten again, nobody can be judged for that time any more.
+	// Once each has beaten again and serves, nobody can be judged for that time
+	// any more.
 	r.until("all have beaten", func(s Stats) bool {
 		for _, w := range workersOf(s) {
-			if w.BeatAge > p.HeartbeatTimeout/2 {
+			if w.State != "serving" || w.BeatAge > p.HeartbeatTimeout/2 {
 				return false
 			}
 		}
-		return true
+		return s.Serving == p.Workers
 	})
-	time.Sleep(p.HeartbeatTimeout)
 	if after := pidsOf(r.stats()); !slices.Equal(before, after) {
 		t.Errorf("workers were %v, are %v", before, after)
 	}
