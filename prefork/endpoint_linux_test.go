@@ -1,0 +1,71 @@
+package prefork
+
+import (
+	"context"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/seed-235859eb/usher/internal/fleet"
+	"github.com/seed-235859eb/usher/internal/reuseport"
+)
+
+// testMaster is one that has two seats, and no worker.
+func testMaster(t *testing.T) (*Master, *reuseport.Group) {
+	t.Helper()
+	g, err := reuseport.Open("tcp", "127.0.0.1:0", 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newMaster(Options{Workers: 2}.withDefaults())
+	m.endpoints = []*endpoint{{name: "test", group: g}}
+	t.Cleanup(func() {
+		g.Close()
+		m.hooks.close(time.Minute)
+		m.manager.close(time.Minute)
+	})
+	return m, g
+}
+
+func wantQueued(t *testing.T, g *reuseport.Group, want ...int) {
+	t.Helper()
+	for seat, n := range want {
+		if got, err := g.Queued(seat); got != n || err != nil {
+			t.Errorf("%d connections in the queue of seat %d (%v), want %d", got, seat, err, n)
+		}
+	}
+}
+
+// TestLiveSteers: new connections go to the seats that are live. With workers,
+// siblings that adopt the others would hide it if they did not.
+func TestLiveSteers(t *testing.T) {
+	m, g := testMaster(t)
+	m.setLive(fleet.Live{Seats: []int{1}, Orphans: []int{0}})
+	fill(t, g.Addr(), 20)
+	wantQueued(t, g, 0, 20)
+	m.setLive(fleet.Live{Seats: []int{0}, Orphans: []int{1}})
+	fill(t, g.Addr(), 10)
+	wantQueued(t, g, 10, 20)
+}
+
+// TestShutSeat: a seat that will be closed gets no new handshakes, whoever sends
+// them there.
+func TestShutSeat(t *testing.T) {
+	m, g := testMaster(t)
+	m.setLive(fleet.Live{Seats: []int{1}})
+	fill(t, g.Addr(), 1)
+	m.shutSeat(1)
+	// Dropped is neither refused nor accepted: the connect hangs.
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if c, err := new(net.Dialer).DialContext(ctx, "tcp", g.Addr().String()); err == nil {
+		c.Close()
+		t.Error("a handshake with a seat that closes")
+	}
+	wantQueued(t, g, 0, 1)
+	m.setLive(fleet.Live{Seats: []int{0}})
+	fill(t, g.Addr(), 5)
+	m.closeSeat(1)
+	fill(t, g.Addr(), 5)
+	wantQueued(t, g, 10)
+}
