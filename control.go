@@ -34,14 +34,11 @@ func (c control) Done() <-chan struct{} { return c.s.done }
 func (c control) Counters() supervised.Counters {
 	s := c.s
 	begun, inFlight := s.requests()
-	n := supervised.Counters{Requests: begun, InFlight: int(inFlight), Newcomers: int(s.crowd.Load())}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range s.listeners {
-		l.mu.Lock()
-		n.Accepted += l.counts.accepted
-		n.Connections += l.open
-		l.mu.Unlock()
+	n := supervised.Counters{Requests: begun, InFlight: int(inFlight), Newcomers: int(s.newcomers.Load())}
+	for _, set := range s.sets() {
+		c := set.Counts()
+		n.Accepted += c.Accepted
+		n.Connections += c.Open
 	}
 	return n
 }

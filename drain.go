@@ -10,6 +10,7 @@ import (
 
 	"github.com/seed-235859eb/usher/internal/gate"
 	"github.com/seed-235859eb/usher/internal/supervised"
+	"github.com/seed-235859eb/usher/internal/track"
 )
 
 // A Guarantee says what a drain could do for connections that nobody had
@@ -83,21 +84,9 @@ func (l *Listener) Drain(ctx context.Context) (Guarantee, error) {
 // markStopping notes that a stop has begun. From here on the fate of each
 // connection is counted.
 func (l *Listener) markStopping() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.stopping.Swap(true) {
-		return
-	}
-	l.stoppedAt = l.now()
-	l.atStop = l.open
-	l.signalRoom()
-	// Those that become active after the Swap see it and set the flag
-	// themselves.
-	for c := l.head; c != nil; c = c.next {
-		if c.state.Load()&phaseMask == phaseActive {
-			c.state.Or(flagLate)
-		}
-	}
+	l.conns.BeginStop()
+	l.conns.Want(track.Left | track.Quiet | track.Detached)
+	l.signalRoom() // in a stop all newcomers have a place
 }
 
 func (l *Listener) drainResult() Guarantee {

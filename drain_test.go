@@ -167,13 +167,13 @@ func TestMidHeaderIsAnswered(t *testing.T) {
 				}
 				if !tt.piped {
 					if tt.before > 0 {
-						eventually(t, "the connection is idle", func() bool { return quiet(ts.state()) })
+						eventually(t, "the connection is idle", func() bool { return ts.state().Quiet() })
 					}
 					c.send(half)
 				}
 				eventually(t, "the half request is read", func() bool {
 					st := ts.state()
-					return st&flagWaiting != 0 && !quiet(st)
+					return st.Waits() && !st.Quiet()
 				})
 				r := afterIdleClose(t, ts, func() {
 					c.send(request[tt.firstly:])
@@ -433,13 +433,9 @@ func TestHTTP2PrefaceInPieces(t *testing.T) {
 
 // allRead reports whether every connection has read what came.
 func (ts *testServer) allRead() bool {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	for _, l := range ts.listeners {
-		for _, c := range l.conns() {
-			if c.state.Load()&flagWaiting == 0 || c.unread() {
-				return false
-			}
+	for _, c := range ts.conns() {
+		if !c.State().Waits() || c.Unread() {
+			return false
 		}
 	}
 	return true

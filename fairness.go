@@ -285,19 +285,18 @@ func (l *Limiter) await(w http.ResponseWriter, r *http.Request, e *lease, cf *co
 	if v, waits := l.enqueue(e); !waits {
 		return v
 	}
-	defer suspendWriteDeadline(w, r)()
 	var hungUp <-chan struct{}
-	if cf.followed(e) {
+	if cf != nil && cf.conn != nil && r.ProtoMajor < 2 {
+		cf.conn.HoldDeadlines()
+		defer cf.conn.ReleaseDeadlines()
 		if r.Body != http.NoBody {
 			// net/http watches the connection only once the body has been read.
 			var stop func()
-			hungUp, stop = cf.conn.watchHangUp()
+			hungUp, stop = cf.conn.WatchHangUp()
 			defer stop()
 		}
-		if at := cf.readDeadline.Load(); at != 0 {
-			// Nor does the time to read the body run. Deferred last, to come first.
-			defer func() { cf.readDeadline.Store(at + int64(time.Since(began))) }()
-		}
+	} else {
+		defer suspendWriteDeadline(w, r)()
 	}
 	if e.timer == nil {
 		e.timer = time.NewTimer(l.opts.MaxWait)

@@ -3,25 +3,22 @@ package usher
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"log"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/selfsigned"
+	"github.com/seed-235859eb/usher/internal/track"
 )
 
 // A mode is a protocol that a behaviour is tested over.
@@ -55,22 +52,11 @@ func run(t *testing.T, modes []mode, f func(*testing.T, mode)) {
 }
 
 var testCert = sync.OnceValue(func() tls.Certificate {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	cert, err := selfsigned.Certificate("usher.test")
 	if err != nil {
 		panic(err)
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1),
-		Subject:      pkix.Name{CommonName: "usher.test"},
-		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     time.Now().Add(time.Hour),
-		DNSNames:     []string{"usher.test"},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		panic(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	return cert
 })
 
 // testServer is a Server on a real socket.
@@ -344,16 +330,20 @@ func (ts *testServer) awaitPhase(p Phase) {
 	eventually(ts.t, "phase "+p.String(), func() bool { return ts.Phase() >= p })
 }
 
-// state returns the state of the server's one connection.
-func (ts *testServer) state() uint32 {
-	ts.mu.Lock()
-	defer ts.mu.Unlock()
-	for _, l := range ts.listeners {
-		for _, c := range l.conns() {
-			return c.state.Load()
-		}
+// conns returns the connections that the server's listeners have accepted.
+func (s *Server) conns() (all []*track.Conn) {
+	for _, set := range s.sets() {
+		set.Each(func(c *track.Conn, _ track.State) { all = append(all, c) })
 	}
-	return 0
+	return all
+}
+
+// state returns the state of the server's one connection.
+func (ts *testServer) state() (st track.State) {
+	for _, c := range ts.conns() {
+		st = c.State()
+	}
+	return st
 }
 
 // shutdown starts a stop and returns its result later.
@@ -415,3 +405,12 @@ func (r *recorder) contains(s string) bool {
 }
 
 func ok(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "ok") }
+
+// noListener stands where only a listener's type matters.
+type noListener struct{}
+
+func (noListener) Accept() (net.Conn, error) { return nil, net.ErrClosed }
+
+func (noListener) Close() error { return nil }
+
+func (noListener) Addr() net.Addr { return &net.TCPAddr{} }

@@ -16,7 +16,7 @@ func (s *Server) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.begun.Add(1)
 		defer s.ended.Add(1)
-		if s.Phase() <= PhaseServing && s.crowd.Load() == 0 {
+		if s.Phase() <= PhaseServing && s.newcomers.Load() == 0 {
 			next.ServeHTTP(w, r)
 			return
 		}
@@ -36,7 +36,7 @@ func (s *Server) serveLast(w http.ResponseWriter, r *http.Request, next http.Han
 			return // sent already, or only an informational header comes
 		}
 		wrote = true
-		if code != http.StatusSwitchingProtocols && (s.Phase() > PhaseLameDuck || s.crowd.Load() > 0) {
+		if code != http.StatusSwitchingProtocols && (s.Phase() > PhaseLameDuck || s.newcomers.Load() > 0) {
 			sayClose(w.Header(), r)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/fairqueue"
+	"github.com/seed-235859eb/usher/internal/track"
 )
 
 // A connFlow is what limiters know of a connection.
@@ -26,8 +27,8 @@ type connFlow struct {
 	current atomic.Pointer[lease]        // of the HTTP/1 request under way
 	body    atomic.Pointer[yieldingBody] // of that request
 
-	conn         *Conn        // nil if what it waits for cannot be seen
-	readDeadline atomic.Int64 // of conn, as net/http set it; Unix time in ns, or 0
+	hook track.Hook  // of conn
+	conn *track.Conn // nil if none is known
 }
 
 type connFlowKey struct{}
@@ -37,11 +38,10 @@ type connFlowKey struct{}
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	f := &connFlow{}
 	f.lease.init(&f.flow)
-	if conn := connOf(c); conn != nil {
-		if conn.raw != nil {
-			f.conn = conn
-		}
-		conn.flow.Store(f)
+	if conn := track.Of(c); conn != nil {
+		f.conn = conn
+		f.hook.User = f
+		conn.Use(&f.hook)
 	}
 	return context.WithValue(ctx, connFlowKey{}, f)
 }
@@ -185,7 +185,7 @@ func (l *Limiter) finish(e *lease, cf *connFlow, mayLinger bool) {
 	if mayLinger && e.turn < l.queue.MaxInline && !l.queue.CanLinger(l.queue.MaxInline) && cf.followed(e) &&
 		e.state.CompareAndSwap(leaseRunning, leaseLinger) {
 		l.returnLease(e, cf)
-		if cf.conn.state.Load()&flagClosed != 0 {
+		if cf.conn.State().Closed() {
 			cf.dropLinger()
 		}
 		return
@@ -220,7 +220,7 @@ func (l *Limiter) abandon(e *lease) {
 // followed reports whether e is the lease of an HTTP/1 connection that tells
 // when a Read has to wait, and of whose requests a Server knows.
 func (f *connFlow) followed(e *lease) bool {
-	return f != nil && e == &f.lease && f.conn != nil && f.conn.state.Load()&phaseMask == phaseActive
+	return f != nil && e == &f.lease && f.conn != nil && f.conn.Visible() && f.conn.State().Reported() == http.StateActive
 }
 
 // dropLinger gives a lingering slot back, once.
@@ -230,25 +230,26 @@ func (f *connFlow) dropLinger() {
 	}
 }
 
-// wouldBlock is called when a Read of the connection, into a buffer of size
-// bytes, has nothing to return. Between two requests that means that the next
-// one is not there yet; in a request, that a read of its body waits for the
-// client.
-func (f *connFlow) wouldBlock(phase uint32, size int) {
+// ReadWaits implements [track.User]. Between two requests it means that the
+// next one is not there yet; in a request, that a read of its body waits for
+// the client.
+func (f *connFlow) ReadWaits(between bool) {
 	switch {
-	case f.conn == nil:
-	case phase == phaseIdle:
+	case !f.conn.Visible():
+	case between:
 		f.dropLinger()
-	case size > 1: // a read of one byte is net/http's, to learn whether the client leaves
+	default:
 		if b := f.body.Load(); b != nil {
 			b.blocked()
 		}
 	}
 }
 
-// hijacked is called when a handler has taken the connection over.
-func (f *connFlow) hijacked() {
-	if e := f.current.Load(); e != nil && e.state.CompareAndSwap(leaseRunning, leaseNone) {
+// Ended implements [track.User].
+func (f *connFlow) Ended(hijacked bool) {
+	if !hijacked {
+		f.dropLinger()
+	} else if e := f.current.Load(); e != nil && e.state.CompareAndSwap(leaseRunning, leaseNone) {
 		e.owner.giveBack(e)
 	}
 }

@@ -2,35 +2,33 @@ package usher
 
 import (
 	"context"
-	"slices"
+	"net/http"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/track"
 )
+
+// sets returns the sets of open connections.
+func (s *Server) sets() []*track.Set {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sets := []*track.Set{s.opaque.set}
+	for _, l := range s.listeners {
+		sets = append(sets, l.conns)
+	}
+	return sets
+}
 
 // open returns the number of open connections, and how many of those leave in
 // the drain: all but HTTP/2, which net/http ends with a GOAWAY, and the
 // hijacked ones.
 func (s *Server) open() (all, leaving int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range s.listeners {
-		l.mu.Lock()
-		all += l.open
-		leaving += l.open - l.aside
-		l.mu.Unlock()
+	for _, set := range s.sets() {
+		n, attached := set.Open()
+		all += n
+		leaving += attached
 	}
 	return all, leaving
-}
-
-// eachConn calls f for each open connection, without a lock.
-func (s *Server) eachConn(f func(*Conn)) {
-	s.mu.Lock()
-	listeners := slices.Clone(s.listeners)
-	s.mu.Unlock()
-	for _, l := range listeners {
-		for _, c := range l.conns() {
-			f(c)
-		}
-	}
 }
 
 // empty reports whether all connections have left that a stop waits for. One
@@ -41,9 +39,13 @@ func (s *Server) empty(cause stopCause) bool {
 		all, _ := s.open()
 		return all == 0
 	}
-	empty := true
-	s.eachConn(func(c *Conn) { empty = empty && c.state.Load()&phaseMask == phaseHijacked })
-	return empty
+	for _, set := range s.sets() {
+		n := set.CountReported()
+		if n[http.StateNew]+n[http.StateActive]+n[http.StateIdle] > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // http2Settle is how long an HTTP/2 connection without a stream is left alone
@@ -86,7 +88,7 @@ func (s *Server) drain(ctx context.Context, cause stopCause, closed <-chan Guara
 			// A connection that is busy now is due in grace at the earliest.
 			idle.Reset(s.retireDue(ctx, grace))
 		case <-http2.C:
-		case <-s.nudge:
+		case <-s.wake:
 			if grace == 0 {
 				s.retireDue(ctx, 0)
 			}
@@ -103,26 +105,28 @@ func (s *Server) drain(ctx context.Context, cause stopCause, closed <-chan Guara
 // settle after the last stream, and grace for those that stop in their preface.
 func (s *Server) unsettled(settle, grace time.Duration) time.Duration {
 	var longest time.Duration
-	s.eachConn(func(c *Conn) {
-		st := c.state.Load()
-		if st&flagHTTP2 == 0 || st&flagClosed != 0 {
-			return
-		}
-		switch st & phaseMask {
-		case phaseNew:
-			// Its preface has begun, and net/http would not find it yet for
-			// its GOAWAY (golang/go#81154).
-			if c.silentSince()+grace > c.l.now() {
-				longest = max(longest, http2Settle)
+	for _, set := range s.sets() {
+		now := set.Now()
+		set.Each(func(c *track.Conn, st track.State) {
+			if !st.HTTP2() || st.Closed() {
+				return
 			}
-		case phaseIdle:
-			wait := c.silentSince() + settle - c.l.now()
-			if wait <= 0 && settle > 0 && (!quiet(st) || c.unread()) {
-				wait = settle // something has come in just now
+			switch st.Reported() {
+			case http.StateNew:
+				// Its preface has begun, and net/http would not find it yet for
+				// its GOAWAY (golang/go#81154).
+				if c.QuietSince()+grace > now {
+					longest = max(longest, http2Settle)
+				}
+			case http.StateIdle:
+				wait := c.QuietSince() + settle - now
+				if wait <= 0 && settle > 0 && (!st.Quiet() || c.Unread()) {
+					wait = settle // something has come in just now
+				}
+				longest = max(longest, wait)
 			}
-			longest = max(longest, wait)
-		}
-	})
+		})
+	}
 	return longest
 }
 
@@ -137,18 +141,20 @@ func (s *Server) retireDue(ctx context.Context, grace time.Duration) time.Durati
 	if grace == 0 {
 		next = time.Second // for the rare one that could not be closed just then
 	}
-	var due []*Conn
-	s.eachConn(func(c *Conn) {
-		st := c.state.Load()
-		if !quiet(st) || st&flagHTTP2 != 0 {
-			return
-		}
-		if wait := c.silentSince() + grace - c.l.now(); wait <= 0 {
-			due = append(due, c)
-		} else {
-			next = min(next, wait)
-		}
-	})
+	var due []*track.Conn
+	for _, set := range s.sets() {
+		now := set.Now()
+		set.Each(func(c *track.Conn, st track.State) {
+			if !st.Quiet() || st.HTTP2() {
+				return
+			}
+			if wait := c.QuietSince() + grace - now; wait <= 0 {
+				due = append(due, c)
+			} else {
+				next = min(next, wait)
+			}
+		})
+	}
 	if len(due) == 0 {
 		return next
 	}
@@ -164,7 +170,7 @@ func (s *Server) retireDue(ctx context.Context, grace time.Duration) time.Durati
 				return next
 			}
 		}
-		c.retire()
+		c.Retire()
 	}
 	return min(next, spread)
 }

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/track"
 )
 
 // Listen announces on a local address as [net.Listen] does, with plain TCP:
@@ -74,7 +76,8 @@ func (o ListenerOptions) validate(prefix string) error {
 }
 
 // A Listener wraps a [net.Listener] so that it can be emptied before it is
-// closed, and so that each connection knows whether it is quiet.
+// closed, and so that it is known of each connection whether its client has
+// something under way.
 //
 // A [Server] makes its own. Use NewListener for a server that is not
 // net/http's, or that somebody else starts:
@@ -90,15 +93,12 @@ type Listener struct {
 	inner   net.Listener // as given; Addr asks it
 	opts    ListenerOptions
 	log     *slog.Logger
-	epoch   time.Time
+	conns   *track.Set
 	closed  chan struct{} // closed by Close
 	room    chan struct{} // has an element when a newcomer should look for a place
 	drained chan struct{} // closed when the socket is closed and no Accept is under way
 
-	stopping    atomic.Bool   // a stop has begun: fates are counted
-	draining    atomic.Bool   // Drain has been called
-	crowd       *atomic.Int32 // newcomers that wait for a place, of all Listeners of a Server
-	clientCerts atomic.Bool   // TLS clients are asked for certificates
+	draining atomic.Bool // Drain has been called
 
 	mu         sync.Mutex
 	socket     net.Listener // inner, or its heir after a unix socket's name was removed
@@ -109,23 +109,55 @@ type Listener struct {
 	isClosed   bool         // Close has been called
 	isDrained  bool         // drained has been closed
 	guarantee  Guarantee
-	below      *Listener // under a TLS listener that was given as inner, once known
-	head, tail *Conn     // open connections; with MaxConns in the order of their last idleness
-	open       int
-	newcomers  int // of those, the ones that wait for a place
-	aside      int // of those, the ones that Shutdown of net/http or their handler ends
-	atStop     int // open when the stop began
-	stoppedAt  time.Duration
-	counts     listenerCounts
-	watch      func() // called, without mu, when a connection left, became quiet or was set aside
+	below      *Listener     // under a TLS listener that was given as inner, once known
+	observer   observer      // the Server that serves it, or nil
+	newcomers  int           // connections that wait for a place
+	evictable  []*track.Conn // those found idle when last looked, longest first
+	evicted    uint64        // connections closed for MaxConns or for want of descriptors
 }
 
-// listenerCounts only ever grow.
-type listenerCounts struct {
-	accepted uint64 // connections, in all
-	queued   uint64 // those accepted after the drain began
-	culled   uint64 // those closed for MaxConns or for want of descriptors
-	fates    [fateCount]uint64
+// An observer is what a Listener tells of itself. It must not block.
+type observer interface {
+	connsChanged()           // a connection left, became quiet or was detached
+	newcomersChanged(by int) // so many more wait for a place
+}
+
+// connOwner is the Listener as the owner of its connections.
+type connOwner Listener
+
+// Notice implements [track.Owner].
+func (o *connOwner) Notice(_ *track.Conn, e track.Events) {
+	l := (*Listener)(o)
+	if e&track.Left != 0 && l.opts.MaxConns > 0 {
+		l.signalRoom()
+	}
+	l.mu.Lock()
+	observer := l.observer
+	l.mu.Unlock()
+	if observer != nil && l.conns.Stopping() {
+		observer.connsChanged()
+	}
+}
+
+// listenerOf returns the Listener that accepted c, or nil.
+func listenerOf(c *track.Conn) *Listener {
+	if c == nil {
+		return nil
+	}
+	o, _ := c.Owner().(*connOwner)
+	return (*Listener)(o)
+}
+
+// observe has o told from now on, and reports whether nobody was before.
+func (l *Listener) observe(o observer) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.observer != nil {
+		return false
+	}
+	l.observer = o
+	o.newcomersChanged(l.newcomers)
+	return true
 }
 
 // NewListener wraps l. It takes l over: only the Listener should accept from
@@ -140,25 +172,26 @@ func NewListener(l net.Listener, opts ListenerOptions) (*Listener, error) {
 	return newListener(l, opts, slog.Default()), nil
 }
 
-func newListener(l net.Listener, opts ListenerOptions, log *slog.Logger) *Listener {
+func newListener(inner net.Listener, opts ListenerOptions, log *slog.Logger) *Listener {
 	if opts.HandshakeGrace == 0 {
 		opts.HandshakeGrace = defaultHandshakeGrace
 	}
-	return &Listener{
-		inner:   l,
-		socket:  l,
+	l := &Listener{
+		inner:   inner,
+		socket:  inner,
 		opts:    opts,
 		log:     log,
-		epoch:   time.Now(),
 		closed:  make(chan struct{}),
 		room:    make(chan struct{}, 1),
-		crowd:   new(atomic.Int32),
 		drained: make(chan struct{}),
 	}
+	l.conns = track.NewSet((*connOwner)(l))
+	if opts.MaxConns > 0 {
+		l.conns.KeepTime()
+		l.conns.Want(track.Left)
+	}
+	return l
 }
-
-// now is the time on the listener's clock, which does not jump.
-func (l *Listener) now() time.Duration { return time.Since(l.epoch) }
 
 // Addr returns the address of the wrapped listener.
 func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
@@ -175,8 +208,10 @@ func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	return nil, fmt.Errorf("usher: %T hides its socket: %w", socket, errors.ErrUnsupported)
 }
 
-// Accept waits for the next connection and returns it as a [*Conn], or as it
-// is when the wrapped listener speaks TLS itself.
+// Accept waits for the next connection. What it returns behaves as the
+// connection of the wrapped listener does, with ReadFrom, CloseWrite and
+// SyscallConn if that has them, and its NetConn method returns that. A
+// *tls.Conn is returned as it is.
 //
 // It outlives what ends other listeners: when the process or the system has no
 // descriptor or memory left, it closes an idle connection and tries again; after
@@ -189,7 +224,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		if err == nil {
 			if tracked != nil {
 				if !l.admit() {
-					tracked.cut()
+					tracked.Cut()
 					return nil, l.closedError("accept")
 				}
 				return tracked, nil
@@ -205,9 +240,10 @@ func (l *Listener) Accept() (net.Conn, error) {
 		case !isExhausted(err):
 			return nil, err
 		}
-		culled, _ := l.cull()
+		l.conns.KeepTime()
+		evicted, _ := l.evictIdle()
 		backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
-		l.log.Warn("usher: accept failed, will try again", "error", err, "in", backoff, "idle connection closed", culled)
+		l.log.Warn("usher: accept failed, will try again", "error", err, "in", backoff, "idle connection closed", evicted)
 		if !l.pause(backoff) {
 			return nil, l.closedError("accept")
 		}
@@ -221,7 +257,7 @@ var (
 
 // acceptOne accepts from the socket and counts the connection before anybody
 // could think that none is left.
-func (l *Listener) acceptOne() (net.Conn, *Conn, error) {
+func (l *Listener) acceptOne() (net.Conn, *track.Conn, error) {
 	l.mu.Lock()
 	l.closeIfEmpty()
 	if l.socketGone || l.isClosed {
@@ -253,12 +289,12 @@ func (l *Listener) acceptOne() (net.Conn, *Conn, error) {
 	if tc, ok := c.(*tls.Conn); ok {
 		// net/http needs to see the *tls.Conn itself. If the TLS listener was
 		// made on top of a Listener, that one does our work.
-		if below := connOf(tc); below != nil {
-			l.below = below.l
+		if below := listenerOf(track.Of(tc)); below != nil {
+			l.below = below
 		}
 		return tc, nil, nil
 	}
-	return nil, l.add(c), nil
+	return nil, l.conns.Add(c), nil
 }
 
 // pause waits for d and reports false if l was closed meanwhile.
@@ -271,128 +307,6 @@ func (l *Listener) pause(d time.Duration) bool {
 	case <-l.closed:
 		return false
 	}
-}
-
-// conns returns the open connections, those idle longest first if there is a
-// limit.
-func (l *Listener) conns() []*Conn {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	all := make([]*Conn, 0, l.open)
-	for c := l.head; c != nil; c = c.next {
-		all = append(all, c)
-	}
-	return all
-}
-
-// add wraps c and counts it. Its caller holds l.mu.
-func (l *Listener) add(nc net.Conn) *Conn {
-	c := &Conn{Conn: nc, l: l, accepted: l.now()}
-	c.initRaw()
-	if l.stopping.Load() {
-		c.state.Store(flagQueued)
-		l.counts.queued++
-	}
-	l.counts.accepted++
-	l.open++
-	l.pushBack(c)
-	return c
-}
-
-func (l *Listener) pushBack(c *Conn) {
-	c.prev, c.next = l.tail, nil
-	if l.tail == nil {
-		l.head = c
-	} else {
-		l.tail.next = c
-	}
-	l.tail = c
-}
-
-func (l *Listener) unlink(c *Conn) {
-	if c.prev == nil {
-		l.head = c.next
-	} else {
-		c.prev.next = c.next
-	}
-	if c.next == nil {
-		l.tail = c.prev
-	} else {
-		c.next.prev = c.prev
-	}
-	c.prev, c.next = nil, nil
-}
-
-// moveToBack makes c the one that became idle last.
-func (l *Listener) moveToBack(c *Conn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.tail == c || c.gone {
-		return
-	}
-	l.unlink(c)
-	l.pushBack(c)
-}
-
-// setAside notes that c is HTTP/2 or hijacked: such a connection is not closed
-// for being quiet during a stop.
-func (l *Listener) setAside(c *Conn) {
-	l.mu.Lock()
-	if !c.gone && !c.aside {
-		c.aside = true
-		l.aside++
-	}
-	l.mu.Unlock()
-	l.changed()
-}
-
-// remove counts c out, once its descriptor is closed.
-func (l *Listener) remove(c *Conn) {
-	l.mu.Lock()
-	if c.gone {
-		l.mu.Unlock()
-		return
-	}
-	c.gone = true
-	l.unlink(c)
-	l.open--
-	if c.aside {
-		l.aside--
-	}
-	if l.stopping.Load() {
-		l.counts.fates[fateOf(c.state.Load())]++
-	}
-	l.mu.Unlock()
-	if l.opts.MaxConns > 0 {
-		l.signalRoom()
-	}
-	l.changed()
-}
-
-// changed tells the watcher, if a drain has begun, that something happened to
-// a connection.
-func (l *Listener) changed() {
-	if !l.stopping.Load() {
-		return
-	}
-	l.mu.Lock()
-	watch := l.watch
-	l.mu.Unlock()
-	if watch != nil {
-		watch()
-	}
-}
-
-// noteQuiet is called when a Read of c has to wait, or c has become idle.
-func (l *Listener) noteQuiet(c *Conn) {
-	crowded := l.opts.MaxConns > 0 && l.crowd.Load() > 0
-	if !crowded && !l.stopping.Load() || !quiet(c.state.Load()) {
-		return
-	}
-	if crowded {
-		l.signalRoom()
-	}
-	l.changed()
 }
 
 // Close closes the socket, if [Listener.Drain] has not, and makes Accept

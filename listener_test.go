@@ -320,8 +320,8 @@ func TestListenerMaxConnsAlone(t *testing.T) {
 			c.Close()
 		}
 		synctest.Wait()
-		if l.open != 0 {
-			t.Errorf("%d connections are counted as open", l.open)
+		if n, _ := l.conns.Open(); n != 0 {
+			t.Errorf("%d connections are counted as open", n)
 		}
 	})
 }
@@ -357,9 +357,8 @@ func TestManyAccept(t *testing.T) {
 		}
 		for left := true; left; {
 			time.Sleep(time.Second)
-			l.mu.Lock()
-			left = l.counts.accepted < n || l.open > 0
-			l.mu.Unlock()
+			counts := l.conns.Counts()
+			left = counts.Accepted < n || counts.Open > 0
 		}
 		if d := time.Since(began); d > (n+1)*time.Second {
 			t.Errorf("%d connections of a second each, one at a time, took %v", n, d)

@@ -1,16 +1,20 @@
 package usher
 
 import (
+	"cmp"
+	"slices"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/track"
 )
 
-// cullAfter is how long a connection must have been idle to be closed for
-// another, and cullNewAfter how long one that has never sent a byte. A client
+// evictAfter is how long a connection must have been idle to be closed for
+// another, and evictNewAfter how long one that has never sent a byte. A client
 // that sends one request after the other may just have sent the next, if the
 // last response is younger than a round trip.
 const (
-	cullAfter    = time.Second
-	cullNewAfter = 5 * time.Second
+	evictAfter    = time.Second
+	evictNewAfter = 5 * time.Second
 )
 
 // admit waits until the newcomer has a place among MaxConns connections, and
@@ -20,27 +24,23 @@ func (l *Listener) admit() bool {
 		return true
 	}
 	l.mu.Lock()
-	if l.seat(0) {
+	if l.hasRoom(0) {
 		l.mu.Unlock()
 		return true
 	}
-	l.newcomers++
+	l.addNewcomer(1)
 	l.mu.Unlock()
-	l.crowd.Add(1)
-	defer l.crowd.Add(-1)
 	for {
 		l.mu.Lock()
-		seated := l.seat(1)
-		if seated {
-			l.newcomers--
-		}
-		l.mu.Unlock()
-		if seated {
+		if l.hasRoom(1) {
+			l.addNewcomer(-1)
+			l.mu.Unlock()
 			l.signalRoom() // another newcomer may have a place, too
 			return true
 		}
-		// The end of a connection that cull closed comes through room, too.
-		_, wait := l.cull()
+		l.mu.Unlock()
+		// The end of the connection that is closed comes through room, too.
+		_, wait := l.evictIdle()
 		t := time.NewTimer(wait)
 		select {
 		case <-l.room:
@@ -48,7 +48,7 @@ func (l *Listener) admit() bool {
 		case <-l.closed:
 			t.Stop()
 			l.mu.Lock()
-			l.newcomers--
+			l.addNewcomer(-1)
 			l.mu.Unlock()
 			return false
 		}
@@ -56,46 +56,98 @@ func (l *Listener) admit() bool {
 	}
 }
 
-// seat reports whether the newcomer who asks, one of the self newcomers, has a
-// place. In a stop all have: nobody else comes. Its caller holds l.mu.
-func (l *Listener) seat(self int) bool {
-	return l.open-l.newcomers+self <= l.opts.MaxConns || l.stopping.Load()
+// addNewcomer counts the connections that wait for a place. Its caller holds
+// l.mu.
+func (l *Listener) addNewcomer(by int) {
+	l.newcomers += by
+	if l.observer != nil {
+		l.observer.newcomersChanged(by)
+	}
 }
 
-// cull closes the connection that has been idle longest, if that is long
+// hasRoom reports whether the newcomer who asks, one of the self newcomers, has
+// a place. In a stop all have: nobody else comes. Its caller holds l.mu.
+func (l *Listener) hasRoom(self int) bool {
+	open, _ := l.conns.Open()
+	return open-l.newcomers+self <= l.opts.MaxConns || l.conns.Stopping()
+}
+
+// evictIdle closes the connection that has been idle longest, if that is long
 // enough, and reports whether it did; else it returns when to try again.
-func (l *Listener) cull() (culled bool, wait time.Duration) {
-	// More than one, because a request may have come in for the first.
-	var candidates [8]*Conn
-	n := 0
-	wait = time.Minute
+//
+// A look at all connections finds the next few, too: to make room for many
+// newcomers costs one look for every so many.
+func (l *Listener) evictIdle() (evicted bool, wait time.Duration) {
 	l.mu.Lock()
-	for c := l.head; c != nil && n < len(candidates); c = c.next {
-		st := c.state.Load()
-		if !quiet(st) {
-			continue
-		}
-		after := cullAfter
-		if st&phaseMask == phaseNew {
-			after = cullNewAfter
-		}
-		if young := max(c.accepted, time.Duration(c.since.Load())) + after - l.now(); young > 0 {
-			wait = min(wait, young)
-			continue
-		}
-		candidates[n] = c
-		n++
-	}
+	candidates := l.evictable
+	l.evictable = nil
+	observed := l.observer != nil
 	l.mu.Unlock()
-	for _, c := range candidates[:n] {
-		if c.retire() {
-			l.mu.Lock()
-			l.counts.culled++
-			l.mu.Unlock()
-			return true, cullAfter
+	if !observed {
+		return false, time.Second // nobody tells which are idle
+	}
+	if evicted, candidates = l.evictOne(candidates); !evicted {
+		candidates, wait = l.findIdle()
+		evicted, candidates = l.evictOne(candidates)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.evictable = candidates
+	if evicted {
+		l.evicted++
+		wait = evictAfter
+	}
+	return evicted, wait
+}
+
+// evictOne closes the first of the candidates that is still idle, and returns
+// those behind it.
+func (l *Listener) evictOne(candidates []*track.Conn) (evicted bool, rest []*track.Conn) {
+	now := l.conns.Now()
+	for i, c := range candidates {
+		if evictDue(c, c.State()) <= now && c.Retire() {
+			return true, candidates[i+1:]
 		}
 	}
-	return false, wait
+	return false, nil
+}
+
+// evictDue returns when c, which is quiet in st, may be closed for another.
+func evictDue(c *track.Conn, st track.State) time.Duration {
+	if st.Fresh() {
+		return c.QuietSince() + evictNewAfter
+	}
+	return c.QuietSince() + evictAfter
+}
+
+// maxEvictable is how many candidates one look keeps.
+const maxEvictable = 64
+
+// findIdle returns the connections that may be closed for others, those idle
+// longest first, and how long it takes until there are more.
+func (l *Listener) findIdle() (idle []*track.Conn, wait time.Duration) {
+	type candidate struct {
+		c   *track.Conn
+		due time.Duration
+	}
+	var due []candidate
+	now := l.conns.Now()
+	wait = evictAfter // by when one that is busy now may be due
+	l.conns.Each(func(c *track.Conn, st track.State) {
+		if !st.Quiet() {
+			return
+		}
+		if at := evictDue(c, st); at <= now {
+			due = append(due, candidate{c, at})
+		} else {
+			wait = min(wait, at-now)
+		}
+	})
+	slices.SortFunc(due, func(a, b candidate) int { return cmp.Compare(a.due, b.due) })
+	for _, d := range due[:min(len(due), maxEvictable)] {
+		idle = append(idle, d.c)
+	}
+	return idle, wait
 }
 
 // signalRoom has a newcomer look for a place.

@@ -3,7 +3,6 @@ package usher
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/supervised"
+	"github.com/seed-235859eb/usher/internal/track"
 )
 
 // Options are the options of a [Server]. The zero value is the default for
@@ -46,25 +46,22 @@ type Server struct {
 
 	limiter *Limiter // nil without Options.Fairness.Slots
 
-	install sync.Once
-	// clientCerts says that TLS clients are asked for certificates. Once it
-	// serves, net/http may change TLSConfig.
-	clientCerts bool
-	phase       atomic.Int32
-	begun       atomic.Uint64 // requests
-	ended       atomic.Uint64 // of those
-	crowd       atomic.Int32  // newcomers that wait for MaxConns
-	draining    chan struct{} // closed when the drain begins
-	nudge       chan struct{} // has an element when the stop should look again
-	hurry       chan struct{} // closed to cut the lame duck short
-	now         chan struct{} // closed to end at once
-	done        chan struct{} // closed when the stop has ended
+	install   sync.Once
+	valid     bool // Wrap has found no fault
+	phase     atomic.Int32
+	begun     atomic.Uint64 // requests
+	ended     atomic.Uint64 // of those
+	newcomers atomic.Int32  // connections that wait for a place among MaxConns
+	draining  chan struct{} // closed when the drain begins
+	wake      chan struct{} // has an element when the stop should look again
+	hurry     chan struct{} // closed to cut the lame duck short
+	opaque    *opaqueConns
+	now       chan struct{} // closed to end at once
+	done      chan struct{} // closed when the stop has ended
 
 	mu         sync.Mutex
 	err        error // what is wrong with the options
 	listeners  []*Listener
-	strays     *Listener          // keeps the connections that no Listener wrapped
-	stray      map[net.Conn]*Conn // those connections
 	hooks      []hook
 	onDrain    []func()                  // see RegisterOnShutdown
 	cancels    []context.CancelCauseFunc // of the base contexts
@@ -89,13 +86,13 @@ func Wrap(srv *http.Server, opts Options) *Server {
 		opts:       opts,
 		log:        cmp.Or(opts.Logger, slog.Default()),
 		draining:   make(chan struct{}),
-		nudge:      make(chan struct{}, 1),
+		wake:       make(chan struct{}, 1),
 		hurry:      make(chan struct{}),
 		now:        make(chan struct{}),
 		done:       make(chan struct{}),
-		stray:      make(map[net.Conn]*Conn),
 		phaseSince: time.Now(),
 	}
+	s.opaque = newOpaqueConns(s)
 	if srv == nil {
 		s.err = errors.New("usher: Wrap: the http.Server is nil")
 		return s
@@ -115,19 +112,9 @@ func Wrap(srv *http.Server, opts Options) *Server {
 	if opts.Fairness.Slots > 0 {
 		s.limiter = newLimiter(opts.Fairness)
 	}
-	s.strays = newListener(noListener{}, ListenerOptions{}, s.log)
-	s.adopt(s.strays)
+	s.valid = true
 	return s
 }
-
-// noListener stands where a Listener has none.
-type noListener struct{}
-
-func (noListener) Accept() (net.Conn, error) { return nil, net.ErrClosed }
-
-func (noListener) Close() error { return nil }
-
-func (noListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 // Serve accepts connections on l and serves them. l may be a [Listener], which
 // keeps its own options, or any other; see [Guarantee] for the difference that
@@ -145,9 +132,6 @@ func (s *Server) Serve(l net.Listener) error {
 // [http.Server.ServeTLS] takes them.
 func (s *Server) ServeTLS(l net.Listener, certFile, keyFile string) error {
 	return s.serve(l, func(l net.Listener) error {
-		if s.clientCerts {
-			l.(*Listener).clientCerts.Store(true)
-		}
 		return s.http.ServeTLS(l, certFile, keyFile)
 	})
 }
@@ -358,34 +342,51 @@ func (s *Server) register(l net.Listener) (*Listener, error) {
 	return ours, nil
 }
 
-// adopt lets l report to s. Its caller holds s.mu, or is alone.
+// adopt lets l report to s. Its caller holds s.mu.
 func (s *Server) adopt(l *Listener) {
 	if slices.Contains(s.listeners, l) {
 		return
 	}
-	l.mu.Lock()
-	l.watch = s.look
-	l.crowd = &s.crowd
-	l.mu.Unlock()
+	l.observe(s)
 	s.listeners = append(s.listeners, l)
 	if s.Phase() >= PhaseGate {
 		l.markStopping()
 	}
 }
 
-// look has the stop look again.
-func (s *Server) look() {
+// connsChanged implements [observer]: it has the stop look again.
+func (s *Server) connsChanged() {
 	select {
-	case s.nudge <- struct{}{}:
+	case s.wake <- struct{}{}:
 	default:
 	}
 }
 
+// newcomersChanged implements [observer].
+func (s *Server) newcomersChanged(by int) { s.newcomers.Add(int32(by)) }
+
+// noteState passes what net/http says of a connection on to what follows it.
+func (s *Server) noteState(nc net.Conn, state http.ConnState) {
+	c := track.Of(nc)
+	if c == nil {
+		if s.opaque.report(nc, state) {
+			s.log.Warn("usher: a listener speaks TLS itself or hides its connections: MaxConns does not hold for them, and a stop cannot tell a silent one from a busy one")
+		}
+		return
+	}
+	if state == http.StateNew {
+		if l := listenerOf(c); l != nil && l.observe(s) {
+			// It came under a TLS listener.
+			s.mu.Lock()
+			s.adopt(l)
+			s.mu.Unlock()
+		}
+	}
+	c.Report(nc, state)
+}
+
 // chain puts usher's hooks behind those of the user.
 func (s *Server) chain() {
-	if cfg := s.http.TLSConfig; cfg != nil {
-		s.clientCerts = cfg.ClientAuth != tls.NoClientCert || cfg.GetConfigForClient != nil
-	}
 	h := s.http.Handler
 	if h == nil {
 		h = http.DefaultServeMux

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/track"
 )
 
 // Shutdown stops the server without losing a request: it goes through the
@@ -76,7 +78,7 @@ func (s *Server) beginStop(ctx context.Context, cause stopCause) bool {
 	if cause.close {
 		s.end(http.ErrServerClosed)
 	}
-	if s.http == nil || s.strays == nil { // Wrap has found fault
+	if !s.valid { // Wrap has found fault
 		s.result = s.err
 		s.setPhase(PhaseStopped)
 		close(s.done)
@@ -203,6 +205,7 @@ func (s *Server) beginDrain() {
 	for _, l := range listeners {
 		l.markStopping()
 	}
+	s.opaque.beginStop()
 	for _, f := range onDrain {
 		go f()
 	}
@@ -227,9 +230,6 @@ func (s *Server) closeListeners(ctx context.Context, cause stopCause) Guarantee 
 	results := make(chan result)
 	n := 0
 	for _, l := range listeners {
-		if l == s.strays {
-			continue
-		}
 		n++
 		go func() {
 			g, err := l.Drain(ctx)
@@ -267,7 +267,7 @@ func (s *Server) finish(ctx context.Context, cause stopCause) {
 	}()
 	for !s.empty(cause) {
 		select {
-		case <-s.nudge:
+		case <-s.wake:
 		case <-ctx.Done():
 			return
 		}
@@ -297,7 +297,9 @@ func (s *Server) cutAll(parent context.Context, grace time.Duration, cause stopC
 		for _, l := range listeners {
 			l.Close()
 		}
-		s.eachConn((*Conn).cut)
+		for _, set := range s.sets() {
+			set.Each(func(c *track.Conn, _ track.State) { c.Cut() })
+		}
 		s.http.Close()
 	}()
 	// A connection that is not the kernel's may hang in its Close.
@@ -317,7 +319,7 @@ func (s *Server) waitEmpty(ctx context.Context, d time.Duration, cause stopCause
 	defer t.Stop()
 	for !s.empty(cause) {
 		select {
-		case <-s.nudge:
+		case <-s.wake:
 		case <-t.C:
 			return
 		case <-ctx.Done():

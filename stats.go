@@ -2,7 +2,11 @@ package usher
 
 import (
 	"math/bits"
+	"net/http"
+	"slices"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/track"
 )
 
 // Stats is a snapshot of a [Server]. It costs a walk over the open connections
@@ -19,7 +23,9 @@ type Stats struct {
 	Requests uint64 `json:"requests"` // whose handlers have begun, or wait for a slot
 	Accepted uint64 `json:"accepted"` // connections
 	Queued   uint64 `json:"queued"`   // of those, accepted after the stop began
-	Culled   uint64 `json:"culled"`   // closed for MaxConns, or for want of descriptors
+	// IdleEvicted counts the connections that were closed for MaxConns, or for
+	// want of descriptors.
+	IdleEvicted uint64 `json:"idle_evicted"`
 
 	Fairness *LimiterStats `json:"fairness,omitempty"` // of the server's limiter, if it has one
 	Report   *Report       `json:"report,omitempty"`   // of the stop, once it has ended
@@ -112,51 +118,22 @@ func (r *Report) logArgs() []any {
 	}
 }
 
-// The fates of connections that leave after a stop began.
-const (
-	fateServed = iota
-	fateHungUp
-	fateIdle
-	fateHijacked
-	fateCut
-	fateCount
-)
-
-// fateOf returns the fate of a connection that ends in state st.
-func fateOf(st uint32) int {
-	switch {
-	case st&flagCut != 0:
-		return fateCut
-	case st&phaseMask == phaseHijacked:
-		return fateHijacked
-	case st&flagRetired != 0:
-		return fateIdle
-	case st&flagLate != 0:
-		return fateServed
-	default:
-		return fateHungUp
-	}
-}
-
 // countFates sums up what became of the connections. Those that are still open
 // count as cut.
 func (s *Server) countFates() Report {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	var r Report
-	for _, l := range s.listeners {
-		l.mu.Lock()
-		r.Open += l.atStop
-		r.Queued += int(l.counts.queued)
-		r.Served += int(l.counts.fates[fateServed])
-		r.HungUp += int(l.counts.fates[fateHungUp])
-		r.Idle += int(l.counts.fates[fateIdle])
-		r.Hijacked += int(l.counts.fates[fateHijacked])
-		r.Cut += int(l.counts.fates[fateCut])
-		if l.stopping.Load() {
-			r.Cut += l.open
+	for _, set := range s.sets() {
+		n := set.Counts()
+		r.Open += n.AtStop
+		r.Queued += int(n.Queued)
+		r.Served += int(n.Fates[track.Served])
+		r.HungUp += int(n.Fates[track.HungUp])
+		r.Idle += int(n.Fates[track.Idle])
+		r.Hijacked += int(n.Fates[track.Hijacked])
+		r.Cut += int(n.Fates[track.Cut])
+		if set.Stopping() {
+			r.Cut += n.Open
 		}
-		l.mu.Unlock()
 	}
 	return r
 }
@@ -171,46 +148,40 @@ func (s *Server) requests() (begun uint64, inFlight int64) {
 // Stats returns a snapshot.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	st := Stats{
 		Phase:    s.Phase(),
 		PhaseFor: time.Since(s.phaseSince),
-	}
-	st.Requests, st.InFlight = s.requests()
-	if s.limiter != nil {
-		f := s.limiter.Stats()
-		st.Fairness = &f
 	}
 	if s.report != nil {
 		r := *s.report
 		st.Report = &r
 	}
-	for _, l := range s.listeners {
+	listeners := slices.Clone(s.listeners)
+	s.mu.Unlock()
+	st.Requests, st.InFlight = s.requests()
+	if s.limiter != nil {
+		f := s.limiter.Stats()
+		st.Fairness = &f
+	}
+	for _, l := range listeners {
 		if n, err := l.Queued(); err == nil {
 			st.AcceptQueue += n
 		}
-		l.addStats(&st)
+		l.mu.Lock()
+		st.IdleEvicted += l.evicted
+		l.mu.Unlock()
 	}
+	for _, set := range s.sets() {
+		n := set.Counts()
+		st.Accepted += n.Accepted
+		st.Queued += n.Queued
+		by := set.CountReported()
+		st.Connections.New += by[http.StateNew]
+		st.Connections.Active += by[http.StateActive]
+		st.Connections.Idle += by[http.StateIdle]
+		st.Connections.Hijacked += by[http.StateHijacked]
+	}
+	c := &st.Connections
+	c.Open = c.New + c.Active + c.Idle + c.Hijacked
 	return st
-}
-
-func (l *Listener) addStats(st *Stats) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	st.Accepted += l.counts.accepted
-	st.Queued += l.counts.queued
-	st.Culled += l.counts.culled
-	st.Connections.Open += l.open
-	for c := l.head; c != nil; c = c.next {
-		switch c.state.Load() & phaseMask {
-		case phaseNew:
-			st.Connections.New++
-		case phaseActive:
-			st.Connections.Active++
-		case phaseIdle:
-			st.Connections.Idle++
-		case phaseHijacked:
-			st.Connections.Hijacked++
-		}
-	}
 }

@@ -485,8 +485,8 @@ func TestMaxConns(t *testing.T) {
 		c := v.dial()
 		get(c)
 		a.ended()
-		if d := time.Since(began); d != cullAfter {
-			t.Errorf("a newcomer beside young idle connections waited %v, want %v", d, cullAfter)
+		if d := time.Since(began); d != evictAfter {
+			t.Errorf("a newcomer beside young idle connections waited %v, want %v", d, evictAfter)
 		}
 
 		// Or until one of them is answered again: it is asked to leave then.
@@ -494,7 +494,7 @@ func TestMaxConns(t *testing.T) {
 		began = time.Now()
 		d := v.dial()
 		synctest.Wait()
-		if st := v.Stats(); st.Connections.Open != 4 || st.Culled != 3 {
+		if st := v.Stats(); st.Connections.Open != 4 || st.IdleEvicted != 3 {
 			t.Errorf("stats %+v with a newcomer waiting", st)
 		}
 		if !get(b).Close {
@@ -515,8 +515,8 @@ func TestMaxConns(t *testing.T) {
 		e := v.dial()
 		get(e)
 		mute.ended()
-		if d := time.Since(began); d != cullNewAfter {
-			t.Errorf("a newcomer beside a mute connection waited %v, want %v", d, cullNewAfter)
+		if d := time.Since(began); d != evictNewAfter {
+			t.Errorf("a newcomer beside a mute connection waited %v, want %v", d, evictNewAfter)
 		}
 
 		close(release)

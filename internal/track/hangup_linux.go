@@ -1,4 +1,4 @@
-package usher
+package track
 
 import "golang.org/x/sys/unix"
 

@@ -1,4 +1,4 @@
-package usher
+package track
 
 import (
 	"bytes"
@@ -18,20 +18,22 @@ import (
 	"golang.org/x/net/nettest"
 
 	"github.com/seed-235859eb/usher/internal/memnet"
+	"github.com/seed-235859eb/usher/internal/selfsigned"
 )
 
-// pair returns the two ends of a connection that a Listener accepted.
+// nobody owns connections and wants to hear of nothing.
+type nobody struct{}
+
+func (nobody) Notice(*Conn, Events) {}
+
+// pair returns the two ends of a connection, of which the server's is followed.
 func pair(t testing.TB, network string) (client net.Conn, server *Conn) {
 	t.Helper()
 	address := "127.0.0.1:0"
 	if network == "unix" {
 		address = t.TempDir() + "/s"
 	}
-	inner, err := Listen(network, address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := NewListener(inner, ListenerOptions{})
+	l, err := net.Listen(network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,11 +46,34 @@ func pair(t testing.TB, network string) (client net.Conn, server *Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	server = NewSet(nobody{}).Add(c)
 	t.Cleanup(func() {
 		client.Close()
-		c.Close()
+		server.Close()
 	})
-	return client, c.(*Conn)
+	return client, server
+}
+
+func testCert(t testing.TB) tls.Certificate {
+	t.Helper()
+	cert, err := selfsigned.Certificate("usher.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// eventually waits until cond holds. Where nothing announces a change, to look
+// again and again is all that is left.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for !cond() {
+		if time.Now().After(deadline) {
+			t.Fatalf("never happened: %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func TestConnConformance(t *testing.T) {
@@ -62,16 +87,9 @@ func TestConnConformance(t *testing.T) {
 	}
 	t.Run("memory", func(t *testing.T) {
 		nettest.TestConn(t, func() (c1, c2 net.Conn, stop func(), err error) {
-			inner := memnet.Listen()
-			l := newListener(inner, ListenerOptions{}, silent)
-			accepted := make(chan net.Conn, 1)
-			go func() {
-				c, _ := l.Accept()
-				accepted <- c
-			}()
-			c1, err = inner.Dial(t.Context())
-			c2 = <-accepted
-			return c1, c2, func() { c1.Close(); c2.Close(); l.Close() }, err
+			a, b := memnet.Pipe()
+			c := NewSet(nobody{}).Add(b)
+			return a, c, func() { a.Close(); c.Close() }, nil
 		})
 	})
 }
@@ -83,7 +101,7 @@ func TestConnUnderTLS(t *testing.T) {
 		t.Run(network, func(t *testing.T) {
 			client, server := pair(t, network)
 			tc := tls.Client(client, &tls.Config{InsecureSkipVerify: true})
-			ts := tls.Server(server, &tls.Config{Certificates: []tls.Certificate{testCert()}})
+			ts := tls.Server(server, &tls.Config{Certificates: []tls.Certificate{testCert(t)}})
 
 			// Much, both ways at once.
 			content := bytes.Repeat([]byte("usher under TLS "), 1<<16)
@@ -115,7 +133,7 @@ func TestConnUnderTLS(t *testing.T) {
 					_, err := ts.Read(make([]byte, 1))
 					got <- err
 				}()
-				eventually(t, "Read waits", func() bool { return server.state.Load()&flagWaiting != 0 })
+				eventually(t, "Read waits", func() bool { return server.State()&waiting != 0 })
 				ts.SetReadDeadline(time.Unix(1, 0))
 				if err := <-got; !errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("deadline during a Read: %v", err)
@@ -140,7 +158,7 @@ func TestConnUnderTLS(t *testing.T) {
 				_, err := server.Read(make([]byte, 1))
 				got <- err
 			}()
-			eventually(t, "Read waits", func() bool { return server.state.Load()&flagWaiting != 0 })
+			eventually(t, "Read waits", func() bool { return server.State()&waiting != 0 })
 			ts.Close()
 			if err := <-got; !errors.Is(err, net.ErrClosed) {
 				t.Errorf("Close under a Read: %v", err)
@@ -189,10 +207,8 @@ type bareConn struct{ net.Conn }
 func TestConnAroundABareConn(t *testing.T) {
 	a, b := memnet.Pipe()
 	defer a.Close()
-	l := newListener(noListener{}, ListenerOptions{}, silent)
-	l.mu.Lock()
-	c := l.add(bareConn{b})
-	l.mu.Unlock()
+	set := NewSet(nobody{})
+	c := set.Add(bareConn{b})
 	if _, err := c.SyscallConn(); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("SyscallConn: %v", err)
 	}
@@ -214,8 +230,8 @@ func TestConnAroundABareConn(t *testing.T) {
 	if err := c.Close(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("second Close: %v, want net.ErrClosed", err)
 	}
-	if l.open != 0 {
-		t.Errorf("%d connections counted after Close", l.open)
+	if n, _ := set.Open(); n != 0 {
+		t.Errorf("%d connections counted after Close", n)
 	}
 }
 
@@ -260,8 +276,8 @@ func TestQuiet(t *testing.T) {
 	expect := func(want bool, when string) {
 		t.Helper()
 		eventually(t, when, func() bool {
-			st := server.state.Load()
-			return st&flagWaiting != 0 && quiet(st) == want
+			st := server.State()
+			return st&waiting != 0 && st.Quiet() == want
 		})
 	}
 	buf := make([]byte, 4096)
@@ -282,36 +298,36 @@ func TestQuiet(t *testing.T) {
 	client.Write([]byte("Host: usher.test\r\n\r\n"))
 	<-got
 
-	server.setState(http.StateActive, false)
+	server.Report(server, http.StateActive)
 	got = read(buf[:1]) // net/http's background read
-	if quiet(server.state.Load()) {
+	if server.State().Quiet() {
 		t.Error("quiet in a request")
 	}
 	client.Write([]byte("G"))
 	<-got
-	server.setState(http.StateIdle, false)
+	server.Report(server, http.StateIdle)
 	server.SetReadDeadline(time.Time{})
 	got = read(buf[1:]) // net/http has put the byte into its buffer
 	expect(false, "a byte is ahead: not quiet")
 	client.Write([]byte("ET"))
 	<-got
 
-	server.setState(http.StateActive, false)
-	server.setState(http.StateIdle, false)
+	server.Report(server, http.StateActive)
+	server.Report(server, http.StateIdle)
 	server.SetReadDeadline(time.Time{})
 	got = read(buf)
 	expect(true, "idle: quiet")
 	server.SetReadDeadline(time.Time{}) // net/http has seen the next request begin
 	expect(false, "the second deadline: not quiet")
 
-	server.setState(http.StateActive, false)
-	server.setState(http.StateIdle, false)
+	server.Report(server, http.StateActive)
+	server.Report(server, http.StateIdle)
 	expect(true, "idle again: quiet")
-	if !server.retire() {
+	if !server.Retire() {
 		t.Error("a quiet connection was not retired")
 	}
 	<-got
-	if server.retire() {
+	if server.Retire() {
 		t.Error("a connection was retired twice")
 	}
 }
@@ -319,10 +335,10 @@ func TestQuiet(t *testing.T) {
 // TestRetireSparesUnread: what waits in the kernel will be served.
 func TestRetireSparesUnread(t *testing.T) {
 	client, server := pair(t, "tcp")
-	server.state.Store(flagWaiting) // as if a reader had gone to sleep
+	server.state.Store(uint32(waiting)) // as if a reader had gone to sleep
 	client.Write([]byte("GET"))
-	eventually(t, "the bytes arrive", server.unread)
-	if server.retire() {
+	eventually(t, "the bytes arrive", server.Unread)
+	if server.Retire() {
 		t.Error("a connection with unread bytes was retired")
 	}
 }
@@ -331,12 +347,10 @@ func TestCutEndsLinger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, cut := range []bool{false, true} {
 			a, b := memnet.Pipe()
-			l := newListener(noListener{}, ListenerOptions{}, silent)
-			l.mu.Lock()
-			c := l.add(b)
-			l.mu.Unlock()
-			l.markStopping()
-			c.setState(http.StateActive, false)
+			set := NewSet(nobody{})
+			c := set.Add(b)
+			set.BeginStop()
+			c.Report(c, http.StateActive)
 			c.Close()
 			if _, err := a.Read(make([]byte, 1)); err != io.EOF {
 				t.Errorf("the client reads %v, want EOF", err)
@@ -344,12 +358,12 @@ func TestCutEndsLinger(t *testing.T) {
 			if _, err := a.Write([]byte("more")); err != nil {
 				t.Errorf("the client cannot write to a connection that lingers: %v", err)
 			}
-			if l.open != 1 {
+			if n, _ := set.Open(); n != 1 {
 				t.Error("a connection that lingers is not counted")
 			}
 			began := time.Now()
 			if cut {
-				c.cut()
+				c.Cut()
 			}
 			// Ends when the server's side is closed for reading, too.
 			for err := error(nil); err == nil; {

@@ -1,6 +1,6 @@
 //go:build unix
 
-package usher
+package track
 
 import (
 	"io"
@@ -8,7 +8,6 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,13 +30,11 @@ const maxRead = 1 << 30
 // rawRead reads into c.buf and reports whether it is done; false makes the
 // runtime wait until the descriptor is readable and call again.
 func (c *Conn) rawRead(fd uintptr) bool {
-	if st := c.state.Load(); st&flagWaiting != 0 {
-		// Stop waiting before the read: what it returns must not be in no
-		// one's sight between the kernel and noteRead.
-		if c.state.And(^uint32(flagWaiting))&flagRetired != 0 {
-			c.err = net.ErrClosed
-			return true
-		}
+	// Stop waiting before the read: what it returns must not be in no one's
+	// sight between the kernel and noteRead.
+	if _, now := c.change(readGoesOn); now&retired != 0 {
+		c.err = net.ErrClosed
+		return true
 	}
 	for {
 		n, err := syscall.Read(int(fd), c.buf[:min(len(c.buf), maxRead)])
@@ -61,14 +58,14 @@ func (c *Conn) rawRead(fd uintptr) bool {
 	}
 }
 
-// watchHangUp returns a channel that is closed when the client closes its side,
-// and what ends the watch and sets the read deadline that c.flow knows. Reads
-// wait meanwhile. If one is under way already, then net/http watches, and
-// there is nothing to do.
-func (c *Conn) watchHangUp() (hungUp <-chan struct{}, stop func()) {
-	if !c.readMu.TryLock() {
+// WatchHangUp returns a channel that is closed when the client closes its side,
+// and what ends the watch. Reads wait meanwhile. If one is under way already,
+// then net/http watches, and the channel is nil. The deadlines must be held.
+func (c *Conn) WatchHangUp() (hungUp <-chan struct{}, stop func()) {
+	if c.raw == nil || !c.readMu.TryLock() {
 		return nil, func() {}
 	}
+	c.deadlines.apply(c)
 	gone, done := make(chan struct{}), make(chan struct{})
 	var stopped atomic.Bool
 	go func() {
@@ -87,20 +84,20 @@ func (c *Conn) watchHangUp() (hungUp <-chan struct{}, stop func()) {
 	}()
 	return gone, func() {
 		stopped.Store(true)
-		c.Conn.SetReadDeadline(time.Unix(1, 0))
+		// No deadline that another goroutine sets now can keep the watch going.
+		c.deadlines.end(c)
 		<-done
-		var at time.Time
-		if ns := c.flow.Load().readDeadline.Load(); ns != 0 {
-			at = time.Unix(0, ns)
-		}
-		c.Conn.SetReadDeadline(at)
+		c.deadlines.mu.Lock()
+		c.deadlines.ending = false
+		c.deadlines.mu.Unlock()
+		c.deadlines.apply(c)
 		c.readMu.Unlock()
 	}
 }
 
-// unread reports whether the kernel holds something for c to read, the end of
+// Unread reports whether the kernel holds something for c to read, the end of
 // the stream included.
-func (c *Conn) unread() bool {
+func (c *Conn) Unread() bool {
 	if c.raw == nil {
 		return false
 	}
@@ -111,4 +108,18 @@ func (c *Conn) unread() bool {
 		found = err == nil
 	})
 	return err == nil && found
+}
+
+// writable reports whether a few bytes can be written without waiting.
+func (c *Conn) writable() bool {
+	if c.raw == nil {
+		return false
+	}
+	var ready bool
+	err := c.raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		n, err := unix.Poll(fds, 0)
+		ready = err == nil && n > 0 && fds[0].Revents&unix.POLLOUT != 0
+	})
+	return err == nil && ready
 }

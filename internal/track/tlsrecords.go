@@ -1,4 +1,4 @@
-package usher
+package track
 
 // TLS record types (RFC 8446, section 5.1).
 const (
@@ -21,6 +21,7 @@ type tlsRecords struct {
 	app      uint8  // records of application data, the incomplete one included
 	last     uint16 // length of the last record
 	left     uint16 // bytes to the next header
+	begins   bool   // a record has come, since the connection became idle, that may begin a request
 }
 
 // feed reads the client's next bytes.
@@ -51,6 +52,7 @@ func (r *tlsRecords) feed(p []byte) {
 			if r.app < 255 {
 				r.app++
 			}
+			r.begins = r.begins || !r.harmless()
 		}
 	}
 }
@@ -66,21 +68,39 @@ const (
 	finished48 = 4 + 48 + 17
 )
 
+// The lengths of records that begin no request: CR LF with the ciphers of TLS
+// 1.3 and the two kinds of TLS 1.2 that have no padding, and a KeyUpdate, which
+// TLS 1.3 sends as application data. Five bytes of a request have the length of
+// a KeyUpdate; net/http says when it has four.
+const (
+	crlf13    = 2 + 17
+	crlf12    = 2 + 16
+	crlf12GCM = 8 + 2 + 16
+	keyUpdate = 5 + 17
+)
+
+// harmless reports whether the last record is too short to begin a request, or
+// as long as what does not.
+func (r *tlsRecords) harmless() bool {
+	if r.finished {
+		return r.last == crlf12 || r.last == crlf12GCM
+	}
+	return r.last == crlf13 || r.last == keyUpdate
+}
+
 // partial reports whether a record is incomplete.
 func (r *tlsRecords) partial() bool { return r.left > 0 || r.have > 0 }
 
 // silent reports whether the client has finished its handshake and sent
-// nothing since. With TLS 1.3 the end of the handshake looks like application
-// data: one record, or up to three of which the last is a Finished if the
-// client may have been asked for a certificate.
-func (r *tlsRecords) silent(clientCerts bool) bool {
+// nothing since, as far as lengths tell. With TLS 1.3 the end of the handshake
+// looks like application data: one record, or, if the client was asked for a
+// certificate, several of which the last is a Finished.
+func (r *tlsRecords) silent() bool {
 	switch {
 	case r.partial():
 		return false
 	case r.finished:
 		return r.app == 0
-	case r.app == 1:
-		return true
 	}
-	return clientCerts && (r.app == 2 || r.app == 3) && (r.last == finished32 || r.last == finished48)
+	return r.app == 1 || r.app > 1 && (r.last == finished32 || r.last == finished48)
 }

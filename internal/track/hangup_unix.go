@@ -1,6 +1,6 @@
 //go:build unix && !linux
 
-package usher
+package track
 
 import "golang.org/x/sys/unix"
 
