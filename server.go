@@ -110,7 +110,7 @@ func Wrap(srv *http.Server, opts Options) *Server {
 		return s
 	}
 	if opts.Fairness.Slots > 0 {
-		s.limiter = newLimiter(opts.Fairness)
+		s.limiter = newLimiter(opts.Fairness, true)
 	}
 	s.valid = true
 	return s

@@ -1,11 +1,11 @@
 package usher
 
 import (
-	"math/bits"
 	"net/http"
 	"slices"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/limit"
 	"github.com/seed-235859eb/usher/internal/track"
 )
 
@@ -54,34 +54,21 @@ type LimiterStats struct {
 
 	// Waits counts the admitted requests that waited, by how long: less than
 	// 1 ms, 2 ms, 4 ms and so on; the last counts all above 32.768 s.
-	Waits [waitBuckets]uint64 `json:"waits"`
-}
-
-const waitBuckets = 17
-
-// waitBucket returns the index of d in LimiterStats.Waits.
-func waitBucket(d time.Duration) int {
-	return min(bits.Len64(uint64(d/time.Millisecond)), waitBuckets-1)
+	Waits [limit.WaitBuckets]uint64 `json:"waits"`
 }
 
 // Stats returns a snapshot.
 func (l *Limiter) Stats() LimiterStats {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	q := l.queue.Snapshot()
-	slots := q.Slots
-	if slots == unlimitedSlots {
+	n := l.core.Stats()
+	slots := n.Slots
+	if slots == limit.Unlimited {
 		slots = 0
 	}
-	n := l.counts
-	immediate := l.immediate.Load()
 	return LimiterStats{
-		Slots: slots, Running: q.Running, Waiting: q.Waiting, Resuming: q.Resuming, Flows: q.Flows,
-		Arrived:   immediate + n.inline + n.queued,
-		Admitted:  immediate + n.inline + n.passed,
-		Immediate: immediate, Inline: n.inline,
-		Full: n.full, Expired: n.expired, Shutdown: n.shutdown, Left: n.left,
-		Yields: n.yields, Exempt: l.exempt.Load(), Waits: n.waits,
+		Slots: slots, Running: n.Running, Waiting: n.Waiting, Resuming: n.Resuming, Flows: n.Flows,
+		Arrived: n.Arrived, Admitted: n.Admitted, Immediate: n.Immediate, Inline: n.Inline,
+		Full: n.Full, Expired: n.Expired, Shutdown: n.Stopped, Left: n.Left,
+		Yields: n.Yields, Exempt: l.exempt.Load(), Waits: n.Waits,
 	}
 }
 

@@ -312,7 +312,7 @@ func TestConcurrent(t *testing.T) {
 						l.acquire(t, f, tk, true, nil)
 						turn = 1
 					}
-					if random.IntN(2) == 0 || !l.q.CanLinger(turn) {
+					if random.IntN(2) == 0 || !l.q.CanKeep(turn) {
 						break
 					}
 					lingered.Add(1)

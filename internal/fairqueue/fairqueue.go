@@ -25,7 +25,7 @@
 //
 // # Locking
 //
-// TryAcquire, TryRelease and CanLinger need no lock and may be called at any
+// TryAcquire, TryRelease and CanKeep need no lock and may be called at any
 // time. Every other method of Queue, and Flow.Waiting, needs the lock that the
 // caller keeps for the Queue, always the same one.
 //
@@ -61,7 +61,7 @@ type Queue struct {
 	word atomic.Uint64 // see the constants
 
 	// MaxInline is the number of requests that a flow may run in a row on one
-	// slot while anybody waits. Zero means 1. See CanLinger.
+	// slot while anybody waits. Zero means 1. See CanKeep.
 	MaxInline int
 
 	// MaxQueue is the number of waiters, without resuming ones, above which
@@ -163,7 +163,7 @@ func (q *Queue) TryRelease(f *Flow) bool {
 	return true
 }
 
-// CanLinger reports whether the flow that has run turn requests in a row on one
+// CanKeep reports whether the flow that has run turn requests in a row on one
 // slot, the last one included, may keep that slot for its next request: if
 // nobody waits, of the same flow neither, or turn is below MaxInline. It needs
 // no lock.
@@ -173,7 +173,7 @@ func (q *Queue) TryRelease(f *Flow) bool {
 // slot from TryAcquire, Enqueue or Resume starts at 1, and only taking over a
 // kept slot adds 1, whether anybody waits or not. As turn is never below 1, a
 // MaxInline of 1 means that no slot is kept from anybody who waits.
-func (q *Queue) CanLinger(turn int) bool {
+func (q *Queue) CanKeep(turn int) bool {
 	return turn < q.MaxInline || q.word.Load()&waits == 0
 }
 

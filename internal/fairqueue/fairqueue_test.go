@@ -31,7 +31,7 @@ func TestLinger(t *testing.T) {
 			q.MaxInline = maxInline
 			q.TryAcquire(&a)
 			for turn := range 1000 {
-				if !q.CanLinger(1 + turn) {
+				if !q.CanKeep(1 + turn) {
 					t.Errorf("MaxInline %d: nobody waits, but turn %d is the last", maxInline, turn)
 				}
 			}
@@ -42,8 +42,8 @@ func TestLinger(t *testing.T) {
 				q.Enqueue(&b, w)
 			}
 			for turn := 1; turn < 100; turn++ {
-				if got, want := q.CanLinger(turn), turn < maxInline; got != want {
-					t.Errorf("MaxInline %d, somebody waits: CanLinger(%d) = %v", maxInline, turn, got)
+				if got, want := q.CanKeep(turn), turn < maxInline; got != want {
+					t.Errorf("MaxInline %d, somebody waits: CanKeep(%d) = %v", maxInline, turn, got)
 				}
 			}
 			if q.TryRelease(&a) || q.TryAcquire(&c) {
@@ -52,7 +52,7 @@ func TestLinger(t *testing.T) {
 			if got := q.Release(&a); got != w {
 				t.Errorf("the slot went to %p, not to the waiter", got)
 			}
-			if !q.CanLinger(1000) || !q.TryRelease(&b) {
+			if !q.CanKeep(1000) || !q.TryRelease(&b) {
 				t.Error("the waiter has gone, but is not forgotten")
 			}
 		}

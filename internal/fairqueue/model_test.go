@@ -333,8 +333,8 @@ func (c *check) giveBack(r *request, fast, yield bool) {
 
 func (c *check) linger(r *request) {
 	c.logf("%d of flow %d finishes its request %d", r.name, r.flow, r.turn)
-	got := c.q.CanLinger(r.turn)
-	c.same("CanLinger", got, c.m.canLinger(r.turn))
+	got := c.q.CanKeep(r.turn)
+	c.same("CanKeep", got, c.m.canLinger(r.turn))
 	if got {
 		c.seen["lingered"]++
 		r.turn++

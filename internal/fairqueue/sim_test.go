@@ -172,7 +172,7 @@ func (s *sim) finish(r *job) {
 	if more {
 		c.budget--
 	}
-	if more && c.think == 0 && s.q.CanLinger(r.turn) {
+	if more && c.think == 0 && s.q.CanKeep(r.turn) {
 		r.arrived = s.now
 		r.turn++
 		s.serve(r)

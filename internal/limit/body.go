@@ -1,4 +1,4 @@
-package usher
+package limit
 
 import (
 	"io"
@@ -8,20 +8,26 @@ import (
 	"time"
 )
 
+// blockedAfter is how long a read takes that waits for the client, where the
+// connection does not tell.
+const blockedAfter = time.Millisecond
+
 // A yieldingBody is a request's body whose reads give the request's slot back
-// while they wait. On an HTTP/1 connection of a Server they do so when the
+// while they wait. On an HTTP/1 connection that tells, they do so when the
 // kernel says that a read has to wait. Elsewhere, and over HTTP/2, where another
 // goroutine reads the connection, they do so after a millisecond.
 type yieldingBody struct {
 	io.ReadCloser
-	l     *Limiter
-	lease *lease // not to be touched without mu, or when over
-	w     http.ResponseWriter
-	orig  *http.Request // net/http's
-	r     *http.Request // the handler's copy
-	told  bool          // the connection tells when a read has to wait
-	done  chan struct{} // closed when the handler has returned
-	eof   atomic.Bool   // all of it has been read
+	l         *Limiter
+	lease     *lease // not to be touched without mu, or when over
+	conn      *Conn
+	deadlines deadlines
+	orig      *http.Request // net/http's
+	inner     *http.Request // the handler's copy
+	outer     *yieldingBody // that of the Limiter around this one, over a connection that tells
+	told      bool          // the connection tells when a read has to wait
+	done      chan struct{} // closed when the handler has returned
+	eof       atomic.Bool   // all of it has been read
 
 	mu      sync.Mutex // not held while reading
 	reading bool
@@ -29,12 +35,27 @@ type yieldingBody struct {
 	timer   *time.Timer
 }
 
+func newYieldingBody(l *Limiter, e *lease, c *Conn, d deadlines, orig, inner *http.Request) *yieldingBody {
+	b := &yieldingBody{
+		ReadCloser: orig.Body, l: l, lease: e, conn: c, deadlines: d, orig: orig, inner: inner,
+		told: c.tells(orig), done: make(chan struct{}),
+	}
+	if b.told {
+		b.outer = c.body.Load()
+		for b.outer != nil && b.outer.isOver() {
+			b.outer = b.outer.outer // left behind by a request before
+		}
+		c.body.Store(b)
+	}
+	return b
+}
+
 // Read reads the body.
 func (b *yieldingBody) Read(p []byte) (n int, err error) {
 	b.await(func() { n, err = b.ReadCloser.Read(p) })
 	if err == io.EOF {
 		// net/http has put trailers that were not announced into its own.
-		b.r.Trailer = b.orig.Trailer
+		b.inner.Trailer = b.orig.Trailer
 		b.eof.Store(true)
 	}
 	return n, err
@@ -81,12 +102,13 @@ func (b *yieldingBody) await(read func()) {
 		return
 	}
 
-	defer suspendWriteDeadline(b.w, b.orig)()
+	b.deadlines.hold()
+	defer b.deadlines.release()
 	granted := false
 	select {
 	case <-ready:
 		granted = true
-	case <-b.r.Context().Done():
+	case <-b.inner.Context().Done():
 	case <-b.done:
 	}
 	b.mu.Lock()
@@ -105,6 +127,12 @@ func (b *yieldingBody) blocked() {
 	}
 }
 
+func (b *yieldingBody) isOver() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.over
+}
+
 // end takes the lease away from the body: what still reads it then, in a
 // goroutine that the handler left behind, runs without a slot.
 func (b *yieldingBody) end() {
@@ -114,5 +142,8 @@ func (b *yieldingBody) end() {
 	close(b.done)
 	if b.timer != nil {
 		b.timer.Stop()
+	}
+	if b.told {
+		b.conn.body.CompareAndSwap(b, b.outer)
 	}
 }

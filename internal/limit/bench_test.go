@@ -1,16 +1,17 @@
-package usher
+package limit
 
 import (
 	"context"
 	"net/http"
 	"runtime"
 	"testing"
+	"time"
 )
 
 // The peers stand beside these in bench/fairness.
 
 func benchmarkRequest(proto int) *http.Request {
-	r, err := http.NewRequestWithContext(ConnContext(context.Background(), nil), "GET", "/", nil)
+	r, err := http.NewRequestWithContext(NewContext(context.Background(), nil), "GET", "/", nil)
 	if err != nil {
 		panic(err)
 	}
@@ -18,9 +19,17 @@ func benchmarkRequest(proto int) *http.Request {
 	return r
 }
 
+func newTestLimiter(slots int) *Limiter {
+	return New(Options{Slots: slots, MaxInline: 1, MaxQueue: 1024, MaxWait: time.Minute})
+}
+
+// handler puts h behind l.
+func handler(l *Limiter, h http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { l.Serve(w, r, "", 1, h) })
+}
+
 func BenchmarkFreeSlot(b *testing.B) {
-	l := mustLimiter(b, FairnessOptions{Slots: 8})
-	h := l.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	h := handler(newTestLimiter(8), func(http.ResponseWriter, *http.Request) {})
 	r := benchmarkRequest(1)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -31,14 +40,14 @@ func BenchmarkFreeSlot(b *testing.B) {
 // BenchmarkHandOff has two connections and one slot, so that each request waits
 // for the other's end.
 func BenchmarkHandOff(b *testing.B) {
-	l := mustLimiter(b, FairnessOptions{Slots: 1})
+	l := newTestLimiter(1)
 	turn := make(chan struct{}, 1)
-	h := l.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+	h := handler(l, func(http.ResponseWriter, *http.Request) {
 		// End only when another waits.
-		for l.queue.CanLinger(1<<30) && len(turn) == 0 {
+		for l.queue.CanKeep(1<<30) && len(turn) == 0 {
 			runtime.Gosched()
 		}
-	}))
+	})
 	b.ReportAllocs()
 	done := make(chan struct{})
 	go func() {
@@ -58,8 +67,7 @@ func BenchmarkHandOff(b *testing.B) {
 
 // TestLimiterDoesNotAllocate on a free slot, and on a hand-off over HTTP/1.
 func TestLimiterDoesNotAllocate(t *testing.T) {
-	l := mustLimiter(t, FairnessOptions{Slots: 8})
-	h := l.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	h := handler(newTestLimiter(8), func(http.ResponseWriter, *http.Request) {})
 	r := benchmarkRequest(1)
 	if n := testing.AllocsPerRun(1000, func() { h.ServeHTTP(nil, r) }); n != 0 {
 		t.Errorf("%v allocations for a free slot", n)

@@ -1,0 +1,139 @@
+package limit
+
+import (
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/felixge/httpsnoop"
+
+	"github.com/seed-235859eb/usher/internal/track"
+)
+
+// deadlines are those of a request. They stand still while it waits for a slot,
+// whoever has set them: that it waits is not its client's doing.
+type deadlines struct {
+	conn  *track.Conn  // whose they are, over HTTP/1 if it is followed
+	clock *streamClock // else; may be nil
+}
+
+func deadlinesOf(w http.ResponseWriter, r *http.Request, c *Conn) deadlines {
+	if c != nil && c.track != nil && isHTTP1(r) {
+		return deadlines{conn: c.track}
+	}
+	return deadlines{clock: newStreamClock(w, r)}
+}
+
+// hold stops the clock until release is called as often.
+func (d deadlines) hold() {
+	if d.conn != nil {
+		d.conn.HoldDeadlines()
+	} else if d.clock != nil {
+		d.clock.hold()
+	}
+}
+
+// release has the clock go on.
+func (d deadlines) release() {
+	if d.conn != nil {
+		d.conn.ReleaseDeadlines()
+	} else if d.clock != nil {
+		d.clock.release()
+	}
+}
+
+// watch returns the ResponseWriter for a handler whose deadlines d are to know.
+func (d deadlines) watch(w http.ResponseWriter) http.ResponseWriter {
+	if d.clock == nil {
+		return w
+	}
+	return d.clock.watch(w)
+}
+
+// A streamClock has the deadlines of a request stand still where they are not
+// those of a connection that is followed: over HTTP/2 each stream has its own.
+// net/http started them when it had read the header, and does not tell what
+// they are. Those that the handler sets are seen if it was given the
+// ResponseWriter that watch returns.
+type streamClock struct {
+	mu          sync.Mutex
+	holds       int
+	since       time.Time // of the first hold
+	read, write streamDeadline
+}
+
+type streamDeadline struct {
+	at      time.Time // zero: none
+	touched bool      // set while it stood still
+	set     func(time.Time) error
+}
+
+// newStreamClock returns the clock of a request that begins now, or nil if its
+// server sets no deadline.
+func newStreamClock(w http.ResponseWriter, r *http.Request) *streamClock {
+	srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if !ok || srv.WriteTimeout <= 0 && (srv.ReadTimeout <= 0 || !hasBody(r)) {
+		return nil
+	}
+	rc := http.NewResponseController(w)
+	c := &streamClock{}
+	c.read.set, c.write.set = rc.SetReadDeadline, rc.SetWriteDeadline
+	now := time.Now()
+	if srv.ReadTimeout > 0 && hasBody(r) {
+		c.read.at = now.Add(srv.ReadTimeout)
+	}
+	if srv.WriteTimeout > 0 {
+		c.write.at = now.Add(srv.WriteTimeout)
+	}
+	return c
+}
+
+// watch returns a ResponseWriter that notes the deadlines that are set.
+func (c *streamClock) watch(w http.ResponseWriter) http.ResponseWriter {
+	return httpsnoop.Wrap(w, httpsnoop.Hooks{
+		SetReadDeadline: func(f httpsnoop.SetReadDeadlineFunc) httpsnoop.SetReadDeadlineFunc {
+			return func(t time.Time) error { return c.note(&c.read, t, f) }
+		},
+		SetWriteDeadline: func(f httpsnoop.SetWriteDeadlineFunc) httpsnoop.SetWriteDeadlineFunc {
+			return func(t time.Time) error { return c.note(&c.write, t, f) }
+		},
+	})
+}
+
+func (c *streamClock) note(d *streamDeadline, t time.Time, set func(time.Time) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d.at, d.touched = t, true
+	return set(t)
+}
+
+func (c *streamClock) hold() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.holds++; c.holds > 1 {
+		return
+	}
+	c.since = time.Now()
+	for _, d := range []*streamDeadline{&c.read, &c.write} {
+		d.touched = false
+		if !d.at.IsZero() && d.set(time.Time{}) != nil {
+			d.at = time.Time{} // this ResponseWriter has none
+		}
+	}
+}
+
+func (c *streamClock) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.holds--; c.holds > 0 {
+		return
+	}
+	held := time.Since(c.since)
+	for _, d := range []*streamDeadline{&c.read, &c.write} {
+		if d.touched || d.at.IsZero() {
+			continue
+		}
+		d.at = d.at.Add(held)
+		d.set(d.at)
+	}
+}
