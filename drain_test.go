@@ -766,8 +766,8 @@ func TestHardEnd(t *testing.T) {
 		if !errors.As(err, &se) || se.Phase != PhaseDrain && !m.http2() || se.Report.Cut != 1 {
 			t.Errorf("Shutdown: %#v", err)
 		}
-		if err := <-ts.served; !errors.As(err, &se) {
-			t.Errorf("Serve: %v", err)
+		if err := <-ts.served; err != http.ErrServerClosed {
+			t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 		}
 		if cause := <-causes; cause != ErrShuttingDown {
 			t.Errorf("cause %v", cause)

@@ -55,7 +55,7 @@ func ExampleServer_Shutdown() {
 	fmt.Println(srv.Shutdown(ctx), <-served)
 	// Output:
 	// served
-	// <nil> <nil>
+	// <nil> http: Server closed
 }
 
 // A stream ends when the server drains, long before it would be cut.

@@ -359,8 +359,8 @@ func (ts *testServer) clean(result <-chan error) Report {
 	if err := <-result; err != nil {
 		ts.t.Errorf("Shutdown: %v", err)
 	}
-	if err := <-ts.served; err != nil {
-		ts.t.Errorf("Serve: %v", err)
+	if err := <-ts.served; err != http.ErrServerClosed {
+		ts.t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 	}
 	return ts.balanced()
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"slices"
 	"time"
 )
 
@@ -15,25 +14,42 @@ import (
 // tenth of it). An error, a panic, and not returning in time are
 // reported under name and do not keep the next hook from running. A hook
 // that ignores the end of its context is left behind.
+//
+// One that is registered while hooks run comes after those. Once they have run,
+// OnShutdown only logs that f will not. It panics if f is nil.
 func (s *Server) OnShutdown(name string, f func(context.Context) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if f == nil {
-		s.err = errors.Join(s.err, fmt.Errorf("usher: OnShutdown: hook %q is nil", name))
-		return
+		panic(fmt.Sprintf("usher: OnShutdown: hook %q is nil", name))
 	}
-	s.hooks = append(s.hooks, hook{name, f})
+	s.mu.Lock()
+	late := s.hooksRun
+	if !late {
+		s.hooks = append(s.hooks, hook{name, f})
+	}
+	s.mu.Unlock()
+	if late {
+		s.log.Warn("usher: hook registered after the hooks have run: it will not", "hook", name)
+	}
 }
 
 // RegisterOnShutdown registers f to be called in a goroutine of its own when
 // the drain begins, for programs that tell their long-lived connections that
 // way. Those that are registered with the http.Server run in the finish phase,
 // when the connections that they should end have been waited for: move them
-// here. As with net/http, nobody waits for f.
+// here. As with net/http, nobody waits for f. It is called at once if the drain
+// has begun. RegisterOnShutdown panics if f is nil.
 func (s *Server) RegisterOnShutdown(f func()) {
+	if f == nil {
+		panic("usher: RegisterOnShutdown: nil function")
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.onDrain = append(s.onDrain, f)
+	select {
+	case <-s.draining:
+		go f()
+	default:
+		s.onDrain = append(s.onDrain, f)
+	}
 }
 
 type hook struct {
@@ -46,9 +62,6 @@ type hook struct {
 // run all the same, so that none meets the next before its time; Close and the
 // third signal end that.
 func (s *Server) runHooks(deadline time.Time) error {
-	s.mu.Lock()
-	hooks := slices.Clone(s.hooks)
-	s.mu.Unlock()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	stop := make(chan struct{})
@@ -61,17 +74,33 @@ func (s *Server) runHooks(deadline time.Time) error {
 		}
 	}()
 	var failed error
-	for i, h := range hooks {
+	for i := 0; ; i++ {
+		h, left := s.nextHook(i)
+		if left == 0 {
+			return failed
+		}
 		select {
 		case <-s.now:
-			return errors.Join(failed, fmt.Errorf("hook %q: not run", h.name))
+			failed = errors.Join(failed, fmt.Errorf("hook %q: not run", h.name))
+			continue
 		default:
 		}
-		if err := h.run(ctx, time.Until(deadline)/time.Duration(len(hooks)-i)); err != nil {
+		if err := h.run(ctx, time.Until(deadline)/time.Duration(left)); err != nil {
 			failed = errors.Join(failed, fmt.Errorf("hook %q: %w", h.name, err))
 		}
 	}
-	return failed
+}
+
+// nextHook returns hook i, and how many are left with it. After the last one
+// nobody can register any more.
+func (s *Server) nextHook(i int) (h hook, left int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if i >= len(s.hooks) {
+		s.hooksRun = true
+		return hook{}, 0
+	}
+	return s.hooks[i], len(s.hooks) - i
 }
 
 // run calls the hook and waits for it, for share at most.

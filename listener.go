@@ -148,16 +148,28 @@ func listenerOf(c *track.Conn) *Listener {
 	return (*Listener)(o)
 }
 
-// observe has o told from now on, and reports whether nobody was before.
-func (l *Listener) observe(o observer) bool {
+// listenerBelow returns the Listener that l is, or nil.
+func listenerBelow(l net.Listener) *Listener {
+	if ours, ok := l.(*Listener); ok {
+		return ours
+	}
+	return listenerUnderTLS(l)
+}
+
+// observe has o told from now on, unless somebody is already.
+func (l *Listener) observe(o observer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.observer != nil {
-		return false
+	if l.observer == nil {
+		l.observer = o
+		o.newcomersChanged(l.newcomers)
 	}
-	l.observer = o
-	o.newcomersChanged(l.newcomers)
-	return true
+}
+
+func (l *Listener) observedBy() observer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.observer
 }
 
 // NewListener wraps l. It takes l over: only the Listener should accept from

@@ -128,6 +128,9 @@ type ShutdownError struct {
 // Error returns one line.
 func (e *ShutdownError) Error() string {
 	left := ""
+	if e.Report.StillOpen > 0 {
+		left = fmt.Sprintf(", %d of %d connections still open", e.Report.StillOpen, e.Report.Open+e.Report.Queued)
+	}
 	if e.Report.Cut > 0 {
 		left = fmt.Sprintf(", %d of %d connections cut", e.Report.Cut, e.Report.Open+e.Report.Queued)
 	}

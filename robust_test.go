@@ -90,8 +90,8 @@ func TestShutdownInHandler(t *testing.T) {
 		if _, err := ts.get(ts.client(), "/"); err != nil {
 			t.Error(err)
 		}
-		if err := <-ts.served; err != nil {
-			t.Error(err)
+		if err := <-ts.served; err != http.ErrServerClosed {
+			t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 		}
 		ts.balanced()
 	})
@@ -114,8 +114,8 @@ func TestSeveralListeners(t *testing.T) {
 			t.Error(err)
 		}
 		defer func() {
-			if err := <-other.served; err != nil {
-				t.Error(err)
+			if err := <-other.served; err != http.ErrServerClosed {
+				t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 			}
 		}()
 	}
@@ -236,8 +236,8 @@ func TestHooksDoNotOverlap(t *testing.T) {
 		t.Errorf("Shutdown: %v", err)
 	}
 	close(release)
-	if err := <-ts.served; err != nil {
-		t.Errorf("Serve: %v", err)
+	if err := <-ts.served; err != http.ErrServerClosed {
+		t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 	}
 }
 
@@ -369,8 +369,8 @@ func TestShutdownReturnsByDeadline(t *testing.T) {
 			t.Errorf("Shutdown: %v", err)
 		}
 		client.CloseIdleConnections()
-		if err := <-ts.served; !errors.As(err, &se) {
-			t.Errorf("Serve: %v", err)
+		if err := <-ts.served; err != http.ErrServerClosed {
+			t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 		}
 	})
 }
@@ -480,9 +480,18 @@ func TestOptionsOutOfRange(t *testing.T) {
 		t.Errorf("NewListener: %v", err)
 	}
 	s := Wrap(&http.Server{}, Options{})
-	s.OnShutdown("none", nil)
-	if err := s.Serve(noListener{}); err == nil || !strings.Contains(err.Error(), `hook "none" is nil`) {
-		t.Errorf("Serve with a nil hook: %v", err)
+	for name, register := range map[string]func(){
+		"OnShutdown":         func() { s.OnShutdown("none", nil) },
+		"RegisterOnShutdown": func() { s.RegisterOnShutdown(nil) },
+	} {
+		func() {
+			defer func() {
+				if v := recover(); !strings.Contains(fmt.Sprint(v), name) || !strings.Contains(fmt.Sprint(v), "nil") {
+					t.Errorf("%s(nil): recovered %v", name, v)
+				}
+			}()
+			register()
+		}()
 	}
 	if err := s.Serve(nil); err == nil {
 		t.Error("Serve took nil")

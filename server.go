@@ -8,12 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"os/signal"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/supervised"
@@ -32,9 +29,31 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// Validate returns an error that names each field that is out of range, and its
+// value, or nil. The methods of a [Server] that serve return the same.
+func (o Options) Validate() error {
+	if err := errors.Join(o.Listener.validate("Options.Listener."), o.Fairness.validate("Options.Fairness."), o.Shutdown.validate()); err != nil {
+		return err
+	}
+	o = o.withDefaults()
+	if g := o.Shutdown; g.Delay+o.Listener.HandshakeGrace >= g.GracePeriod {
+		return fmt.Errorf("usher: Options.Shutdown.Delay (%v) and Options.Listener.HandshakeGrace (%v) leave nothing of GracePeriod (%v)",
+			g.Delay, o.Listener.HandshakeGrace, g.GracePeriod)
+	}
+	return nil
+}
+
+func (o Options) withDefaults() Options {
+	o.Shutdown = o.Shutdown.withDefaults()
+	if o.Listener.HandshakeGrace == 0 {
+		o.Listener.HandshakeGrace = min(defaultHandshakeGrace, o.Shutdown.GracePeriod/20)
+	}
+	return o
+}
+
 // A Server wraps an [http.Server] so that it can be stopped without losing a
-// request. Methods that http.Server has too keep its meaning, but for Serve
-// and its kin, which return after the stop has ended.
+// request. Methods that http.Server has too keep its meaning; Serve and its kin
+// return after the stop has ended.
 //
 // While it serves, handlers get the very ResponseWriter that net/http made,
 // and requests take net/http's path. All methods may be called from many
@@ -47,7 +66,8 @@ type Server struct {
 	limiter *Limiter // nil without Options.Fairness.Slots
 
 	install   sync.Once
-	valid     bool // Wrap has found no fault
+	valid     bool        // Wrap has found no fault
+	endsHTTP  atomic.Bool // the stop has called, or is about to, Shutdown or Close of http
 	phase     atomic.Int32
 	begun     atomic.Uint64 // requests
 	ended     atomic.Uint64 // of those
@@ -63,15 +83,18 @@ type Server struct {
 	err        error // what is wrong with the options
 	listeners  []*Listener
 	hooks      []hook
+	hooksRun   bool                      // all of them have
 	onDrain    []func()                  // see RegisterOnShutdown
 	cancels    []context.CancelCauseFunc // of the base contexts
 	phaseSince time.Time
 	stopping   bool
+	bypassed   bool // somebody called Shutdown or Close of http
+	unseen     bool // somebody called Serve of http
 	hurried    bool // hurry has been closed
 	cutting    bool // now has been closed
 	endCause   error
 	report     *Report
-	result     error // of Serve, after done
+	result     error // of Shutdown and Run, after done
 }
 
 // Wrap returns a Server for srv, which must not be serving yet. Its fields may
@@ -79,7 +102,12 @@ type Server struct {
 // Handler, ConnState, BaseContext and, with a limiter, ConnContext are wrapped,
 // each calling what the user had set first.
 //
-// An option that is out of range is reported by the methods that serve.
+// Serve with the methods of the Server, not with those of srv: a listener that
+// srv serves itself cannot be emptied before it is closed, and a stop loses
+// requests. The log and the report say so then.
+//
+// An option that is out of range is reported by the methods that serve; see
+// [Options.Validate].
 func Wrap(srv *http.Server, opts Options) *Server {
 	s := &Server{
 		http:       srv,
@@ -97,22 +125,21 @@ func Wrap(srv *http.Server, opts Options) *Server {
 		s.err = errors.New("usher: Wrap: the http.Server is nil")
 		return s
 	}
-	if s.err = errors.Join(opts.Listener.validate("Options.Listener."), opts.Fairness.validate("Options.Fairness."), opts.Shutdown.validate()); s.err != nil {
+	if s.err = opts.Validate(); s.err != nil {
 		return s
 	}
-	s.opts.Shutdown = opts.Shutdown.withDefaults()
-	if opts.Listener.HandshakeGrace == 0 {
-		s.opts.Listener.HandshakeGrace = min(defaultHandshakeGrace, s.opts.Shutdown.GracePeriod/20)
-	}
-	if g := s.opts.Shutdown; g.Delay+s.opts.Listener.HandshakeGrace >= g.GracePeriod {
-		s.err = fmt.Errorf("usher: Options.Shutdown.Delay (%v) and Options.Listener.HandshakeGrace (%v) leave nothing of GracePeriod (%v)",
-			g.Delay, s.opts.Listener.HandshakeGrace, g.GracePeriod)
-		return s
-	}
+	s.opts = opts.withDefaults()
 	if opts.Fairness.Slots > 0 {
 		s.limiter = newLimiter(opts.Fairness, true)
 	}
 	s.valid = true
+	// Who serves srv itself, or stops it, is seen by these.
+	srv.BaseContext = s.baseContext(srv.BaseContext)
+	srv.RegisterOnShutdown(func() {
+		if s.Phase() > PhaseStarting && !s.endsHTTP.Load() {
+			s.noteBypass()
+		}
+	})
 	return s
 }
 
@@ -120,10 +147,9 @@ func Wrap(srv *http.Server, opts Options) *Server {
 // keeps its own options, or any other; see [Guarantee] for the difference that
 // it makes to a stop. It is closed when Serve returns.
 //
-// Serve returns after a stop has ended: nil if nothing was cut short and no
-// hook failed, else a [*ShutdownError]. It returns [http.ErrServerClosed] at
-// once if the stop began before it was called, and after [Server.Close]; any
-// other error is Accept's, and ends this call alone.
+// Serve returns [http.ErrServerClosed] after a stop has ended, and at once if
+// the stop began before it was called; how the stop went is what Shutdown and
+// Run return. Any other error is Accept's, and ends this call alone.
 func (s *Server) Serve(l net.Listener) error {
 	return s.serve(l, s.http.Serve)
 }
@@ -169,111 +195,6 @@ func (s *Server) listen(addr string) (net.Listener, error) {
 	return Listen("tcp", cmp.Or(s.http.Addr, addr))
 }
 
-// Run listens, serves, and stops on SIGTERM, on SIGINT, or when ctx ends; it
-// returns what Serve does. It listens on the http.Server's Addr, or serves
-// the given listeners, and speaks TLS if the http.Server's TLSConfig has a
-// certificate. If one listener fails, Run stops the others and returns its
-// error too.
-//
-// SIGINT, which mostly comes from a person at a terminal, skips Delay and
-// IdleGrace. A second signal cuts the lame duck short; a third ends
-// everything at once; but SIGTERM that comes several times within a second
-// counts once. Signals are caught only while Run runs, and not at all on
-// the listeners of package prefork, which says itself when to stop.
-func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
-	s.mu.Lock()
-	err := s.err
-	s.mu.Unlock()
-	if err != nil {
-		for _, l := range listeners {
-			l.Close()
-		}
-		return err
-	}
-	signals := make(chan os.Signal, 3)
-	if !slices.ContainsFunc(listeners, isSupervised) {
-		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-		defer signal.Stop(signals)
-	}
-
-	secure := s.hasCertificate() // net/http changes TLSConfig when it serves
-	if len(listeners) == 0 {
-		addr := ":http"
-		if secure {
-			addr = ":https"
-		}
-		l, err := s.listen(addr)
-		if err != nil {
-			return err
-		}
-		listeners = []net.Listener{l}
-	}
-	results := make(chan error)
-	for _, l := range listeners {
-		go func() {
-			if secure {
-				results <- s.ServeTLS(l, "", "")
-			} else {
-				results <- s.Serve(l)
-			}
-		}()
-	}
-
-	var failed []error
-	var terminated time.Time // when SIGTERM was last counted
-	over := ctx.Done()
-	for left, received := len(listeners), 0; left > 0; {
-		select {
-		case err := <-results:
-			left--
-			select {
-			case <-s.done:
-				// All calls return the result of the stop; one is enough.
-			default:
-				failed = append(failed, err)
-				s.beginStop(context.Background(), stopCause{reason: "a listener failed"})
-			}
-		case <-over:
-			over = nil
-			s.beginStop(context.Background(), stopCause{reason: context.Cause(ctx).Error()})
-		case sig := <-signals:
-			if sig == syscall.SIGTERM {
-				// Process groups get it from several sides, and Heroku sends it
-				// to all processes, more than once. A person is slower.
-				if !terminated.IsZero() && time.Since(terminated) < signalBurst {
-					continue
-				}
-				terminated = time.Now()
-			}
-			received++
-			switch received {
-			case 1:
-				if !s.beginStop(context.Background(), stopCause{reason: sig.String(), quick: sig == os.Interrupt}) {
-					s.cutLameDuck(sig.String())
-				}
-			case 2:
-				s.cutLameDuck(sig.String())
-			case 3:
-				s.endNow(sig.String())
-			}
-		}
-	}
-	select {
-	case <-s.done:
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if len(failed) == 0 {
-			return s.result
-		}
-		return errors.Join(append(failed, s.result)...)
-	default:
-		return errors.Join(failed...)
-	}
-}
-
-// signalBurst is how far apart two SIGTERM are at least that count as two.
-const signalBurst = time.Second
-
 func (s *Server) hasCertificate() bool {
 	if s.http == nil || s.http.TLSConfig == nil {
 		return false
@@ -291,7 +212,7 @@ func (s *Server) serve(l net.Listener, run func(net.Listener) error) error {
 		l.Close()
 		return err
 	}
-	s.install.Do(s.chain)
+	s.chain()
 	if sv, ok := ours.inner.(supervised.Listener); ok {
 		sv.Served(control{s})
 	}
@@ -303,22 +224,22 @@ func (s *Server) serve(l net.Listener, run func(net.Listener) error) error {
 	case <-s.done:
 		// The listener's Accept or Close hangs, or this call is a moment
 		// behind; the result is the same.
+		err = http.ErrServerClosed
 	}
 	ours.Close()
 
 	s.mu.Lock()
 	stopping := s.stopping
 	s.mu.Unlock()
-	if !stopping {
-		if !errors.Is(err, http.ErrServerClosed) {
-			return err
-		}
+	closed := errors.Is(err, http.ErrServerClosed)
+	if !stopping && !closed {
+		return err
+	}
+	if closed && !s.endsHTTP.Load() {
 		s.noteBypass()
 	}
 	<-s.done
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.result
+	return http.ErrServerClosed
 }
 
 // register wraps l, unless it is a Listener, and notes it for the stop.
@@ -336,9 +257,7 @@ func (s *Server) register(l net.Listener) (*Listener, error) {
 		ours = newListener(l, s.opts.Listener, s.log)
 	}
 	s.adopt(ours)
-	if s.Phase() == PhaseStarting {
-		s.setPhase(PhaseServing)
-	}
+	s.startServing()
 	return ours, nil
 }
 
@@ -375,7 +294,7 @@ func (s *Server) noteState(nc net.Conn, state http.ConnState) {
 		return
 	}
 	if state == http.StateNew {
-		if l := listenerOf(c); l != nil && l.observe(s) {
+		if l := listenerOf(c); l != nil && l.observedBy() == nil {
 			// It came under a TLS listener.
 			s.mu.Lock()
 			s.adopt(l)
@@ -385,43 +304,59 @@ func (s *Server) noteState(nc net.Conn, state http.ConnState) {
 	c.Report(nc, state)
 }
 
-// chain puts usher's hooks behind those of the user.
+// chain puts usher's hooks behind those of the user, once.
 func (s *Server) chain() {
-	h := s.http.Handler
-	if h == nil {
-		h = http.DefaultServeMux
-	}
-	s.http.Handler = s.handler(h)
-	if s.limiter != nil {
-		// Outside: a response is its connection's last if the drain has begun
-		// by the time its request has a slot.
-		s.http.Handler = s.limiter.Handler(s.http.Handler)
-		connContext := s.http.ConnContext
-		s.http.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-			if connContext != nil {
-				if ctx = connContext(ctx, c); ctx == nil {
-					return nil // net/http says what is wrong
-				}
-			}
-			return ConnContext(ctx, c)
+	s.install.Do(func() {
+		h := s.http.Handler
+		if h == nil {
+			h = http.DefaultServeMux
 		}
-	}
+		s.http.Handler = s.handler(h)
+		if s.limiter != nil {
+			// Outside: a response is its connection's last if the drain has begun
+			// by the time its request has a slot.
+			s.http.Handler = s.limiter.Handler(s.http.Handler)
+			s.http.ConnContext = s.connContext(s.http.ConnContext)
+		}
+		s.http.ConnState = s.connState(s.http.ConnState)
+		// Wrap has set it already, but the user may have since.
+		s.http.BaseContext = s.baseContext(s.http.BaseContext)
+	})
+}
 
-	connState := s.http.ConnState
-	s.http.ConnState = func(c net.Conn, state http.ConnState) {
-		if connState != nil {
-			connState(c, state)
+func (s *Server) connContext(user func(context.Context, net.Conn) context.Context) func(context.Context, net.Conn) context.Context {
+	return func(ctx context.Context, c net.Conn) context.Context {
+		if user != nil {
+			if ctx = user(ctx, c); ctx == nil {
+				return nil // net/http says what is wrong
+			}
+		}
+		return ConnContext(ctx, c)
+	}
+}
+
+func (s *Server) connState(user func(net.Conn, http.ConnState)) func(net.Conn, http.ConnState) {
+	return func(c net.Conn, state http.ConnState) {
+		if user != nil {
+			user(c, state)
 		}
 		s.noteState(c, state)
 	}
+}
 
-	base := s.http.BaseContext
-	s.http.BaseContext = func(l net.Listener) context.Context {
+func (s *Server) baseContext(user func(net.Listener) context.Context) func(net.Listener) context.Context {
+	return func(l net.Listener) context.Context {
 		ctx := context.Background()
-		if base != nil {
-			if ctx = base(l); ctx == nil {
+		if user != nil {
+			if ctx = user(l); ctx == nil {
 				return nil // net/http says what is wrong
 			}
+		}
+		if ctx.Value(serverKey{}) == s {
+			return ctx // user was this hook already
+		}
+		if !s.noteServe(l) {
+			return ctx
 		}
 		// One cancel context for all connections: each registers with it once,
 		// and requests register with their connection.
@@ -430,6 +365,39 @@ func (s *Server) chain() {
 		s.cancels = append(s.cancels, cancel)
 		s.mu.Unlock()
 		return ctx
+	}
+}
+
+// noteServe is called when net/http begins to serve l, before the first
+// connection, and reports whether that is s's concern. A listener that did not
+// come through Serve came past usher, as when a framework calls Serve of the
+// http.Server that it was given.
+func (s *Server) noteServe(l net.Listener) bool {
+	ours := listenerBelow(l)
+	if ours != nil {
+		if o := ours.observedBy(); o != nil && o != observer(s) {
+			return false // another Server wraps the same http.Server, and serves
+		}
+	}
+	s.chain()
+	s.mu.Lock()
+	if ours != nil {
+		s.adopt(ours)
+	} else {
+		s.unseen = true
+	}
+	s.startServing()
+	s.mu.Unlock()
+	if ours == nil {
+		s.log.Warn("usher: the http.Server was told to serve directly: a stop loses requests; call Serve, ListenAndServe or Run of usher.Server instead", "addr", l.Addr().String())
+	}
+	return true
+}
+
+// startServing enters PhaseServing, once. Its caller holds s.mu.
+func (s *Server) startServing() {
+	if s.Phase() == PhaseStarting {
+		s.setPhase(PhaseServing)
 	}
 }
 

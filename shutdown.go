@@ -3,6 +3,7 @@ package usher
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"time"
@@ -39,9 +40,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 			return &ShutdownError{Phase: s.Phase(), Report: s.countFates(), Err: context.Cause(ctx)}
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.result
+	return s.wait()
 }
 
 // Close ends everything at once: listeners, connections, hijacked ones too,
@@ -63,7 +62,7 @@ func (s *Server) Close() error {
 type stopCause struct {
 	reason   string
 	quick    bool // skip Delay and IdleGrace
-	bypassed bool // somebody called Shutdown or Close of net/http
+	bypassed bool // Shutdown or Close of the http.Server was called
 	close    bool // Close
 }
 
@@ -123,11 +122,19 @@ func (s *Server) end(cause error) {
 	close(s.now)
 }
 
-// noteBypass is called when Serve of net/http has ended as if by Shutdown or
-// Close, and no stop had begun.
+var errBypassed = fmt.Errorf("Shutdown or Close of the http.Server was called directly: %w", http.ErrServerClosed)
+
+// noteBypass is called when Shutdown or Close of the http.Server was called
+// while it served, or while a stop still had need of it.
 func (s *Server) noteBypass() {
-	s.log.Warn("usher: Shutdown or Close of the http.Server was called directly: requests are lost; call those of usher.Server")
-	s.beginStop(context.Background(), stopCause{reason: "http.Server stopped directly", bypassed: true})
+	s.mu.Lock()
+	first := !s.bypassed && s.Phase() < PhaseStopped
+	s.bypassed = s.bypassed || first
+	s.mu.Unlock()
+	if first {
+		s.log.Warn("usher: Shutdown or Close of the http.Server was called directly: requests are lost; call those of usher.Server")
+		s.beginStop(context.Background(), stopCause{reason: "http.Server stopped directly", bypassed: true})
+	}
 }
 
 // stop runs the phases. It is the one goroutine that a stop has, and closes
@@ -215,7 +222,7 @@ func (s *Server) beginDrain() {
 // returns the weakest guarantee of all listeners.
 func (s *Server) closeListeners(ctx context.Context, cause stopCause) Guarantee {
 	s.mu.Lock()
-	listeners := slices.Clone(s.listeners)
+	listeners, unseen := slices.Clone(s.listeners), s.unseen
 	s.mu.Unlock()
 	if cause.bypassed || cause.close {
 		for _, l := range listeners {
@@ -239,6 +246,9 @@ func (s *Server) closeListeners(ctx context.Context, cause stopCause) Guarantee 
 	gate := time.NewTimer(s.opts.Listener.HandshakeGrace)
 	defer gate.Stop()
 	weakest := GuaranteeAll
+	if unseen {
+		weakest = GuaranteeNone
+	}
 	for n > 0 {
 		select {
 		case r := <-results:
@@ -262,8 +272,7 @@ func (s *Server) finish(ctx context.Context, cause stopCause) {
 	returned := make(chan struct{})
 	go func() {
 		defer close(returned)
-		// Its error is a listener's, and Listener logs that, or ctx's.
-		s.http.Shutdown(ctx)
+		s.endHTTP(ctx)
 	}()
 	for !s.empty(cause) {
 		select {
@@ -277,40 +286,82 @@ func (s *Server) finish(ctx context.Context, cause stopCause) {
 	<-returned
 }
 
-// cutAll ends what is left: it cancels the requests, gives their handlers a
-// moment to say so, and closes all connections.
+// endHTTP calls net/http's Shutdown, unless somebody has before: that runs the
+// functions of RegisterOnShutdown, and would do so again. Its error is a
+// listener's, which Listener logs, or ctx's.
+func (s *Server) endHTTP(ctx context.Context) {
+	s.mu.Lock()
+	again := s.bypassed
+	s.endsHTTP.Store(true)
+	s.mu.Unlock()
+	if !again {
+		s.http.Shutdown(ctx)
+	}
+}
+
+// cutAll ends what is left. It says goodbye to HTTP/2 connections, cancels the
+// requests, gives their handlers a moment to say so, and closes all
+// connections.
 func (s *Server) cutAll(parent context.Context, grace time.Duration, cause stopCause) {
 	s.mu.Lock()
 	cancels := s.cancels
 	cutNow := s.cutting
 	listeners := slices.Clone(s.listeners)
 	s.mu.Unlock()
+	ended := make(chan struct{})
+	over, cancel := context.WithCancel(context.Background())
+	cancel() // nobody waits for idle connections any more
+	go func() {
+		defer close(ended)
+		for _, l := range listeners {
+			l.Close()
+		}
+		if !cause.close {
+			s.endHTTP(over)
+		}
+	}()
+	// The Close of a listener that is not ours may hang.
+	bounded(ended, time.Second)
 	for _, cancel := range cancels {
 		cancel(ErrShuttingDown)
 	}
-	if !cutNow {
-		s.waitEmpty(parent, min(grace/50, 500*time.Millisecond), cause)
+	moment := min(grace/50, 500*time.Millisecond)
+	if cutNow {
+		moment = min(moment, goAwayTime)
+	}
+	if !cause.close {
+		s.waitEmpty(parent, moment, cause)
 	}
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
-		for _, l := range listeners {
-			l.Close()
-		}
 		for _, set := range s.sets() {
 			set.Each(func(c *track.Conn, _ track.State) { c.Cut() })
 		}
+		s.endsHTTP.Store(true)
 		s.http.Close()
 	}()
 	// A connection that is not the kernel's may hang in its Close.
-	t := time.NewTimer(time.Second)
-	defer t.Stop()
-	select {
-	case <-closed:
-	case <-t.C:
+	if !bounded(closed, time.Second) {
 		s.log.Warn("usher: close of a connection or listener hangs")
 	}
 	s.waitEmpty(parent, time.Second, cause)
+}
+
+// goAwayTime is what is left for the GOAWAY of HTTP/2 connections to go out when
+// a stop must end now.
+const goAwayTime = 20 * time.Millisecond
+
+// bounded waits until done is closed, for d at most, and reports whether it was.
+func bounded(done <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 // waitEmpty waits until no connection is open, for d at most.
@@ -331,19 +382,27 @@ func (s *Server) waitEmpty(ctx context.Context, d time.Duration, cause stopCause
 // conclude writes the report.
 func (s *Server) conclude(began time.Time, cause stopCause, guarantee Guarantee, reached Phase, failed error) {
 	report := s.countFates()
+	// Their Close hangs, or their Accept has not returned them yet.
+	report.Cut, report.StillOpen = report.Cut+report.StillOpen, 0
 	report.Reason = cause.reason
 	report.Took = time.Since(began)
 	report.Guarantee = guarantee
 
+	s.mu.Lock()
+	if s.bypassed {
+		failed = errors.Join(failed, errBypassed)
+		report.Guarantee = GuaranteeNone
+	}
+	s.mu.Unlock()
 	var result error
 	switch {
-	case cause.close, cause.bypassed && failed == nil:
+	case cause.close:
 		result = http.ErrServerClosed
 	case failed != nil:
 		result = &ShutdownError{Phase: reached, Report: report, Err: failed}
 	}
 	args := report.logArgs()
-	if result != nil {
+	if result != nil || report.Guarantee == GuaranteeNone {
 		s.log.Warn("usher: stopped", append(args, "phase", reached.String(), "error", result)...)
 	} else {
 		s.log.Info("usher: stopped", args...)

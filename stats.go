@@ -82,7 +82,7 @@ type ConnStats struct {
 }
 
 // A Report accounts for a stop. Each connection had one fate:
-// Open + Queued = Served + HungUp + Idle + Hijacked + Cut.
+// Open + Queued = Served + HungUp + Idle + Hijacked + Cut + StillOpen.
 type Report struct {
 	Reason    string        `json:"reason"`    // what began it
 	Took      time.Duration `json:"took_ns"`   //
@@ -96,6 +96,10 @@ type Report struct {
 	Idle     int `json:"idle"`     // silent until IdleGrace was over, then closed
 	Hijacked int `json:"hijacked"` // closed by the handler that had taken them over
 	Cut      int `json:"cut"`      // still there when time was up
+
+	// StillOpen is what is left of a stop that goes on: it is zero once the stop
+	// has ended.
+	StillOpen int `json:"still_open"`
 }
 
 func (r *Report) logArgs() []any {
@@ -105,8 +109,7 @@ func (r *Report) logArgs() []any {
 	}
 }
 
-// countFates sums up what became of the connections. Those that are still open
-// count as cut.
+// countFates sums up what became of the connections so far.
 func (s *Server) countFates() Report {
 	var r Report
 	for _, set := range s.sets() {
@@ -119,7 +122,7 @@ func (s *Server) countFates() Report {
 		r.Hijacked += int(n.Fates[track.Hijacked])
 		r.Cut += int(n.Fates[track.Cut])
 		if set.Stopping() {
-			r.Cut += n.Open
+			r.StillOpen += n.Open
 		}
 	}
 	return r

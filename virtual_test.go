@@ -56,8 +56,8 @@ func (v *virtual) shutdown() (took <-chan time.Duration) {
 		if err := v.Shutdown(context.Background()); err != nil {
 			v.t.Error(err)
 		}
-		if err := <-v.served; err != nil {
-			v.t.Error(err)
+		if err := <-v.served; err != http.ErrServerClosed {
+			v.t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 		}
 		result <- time.Since(began)
 	}()
@@ -198,8 +198,8 @@ func TestQuickStop(t *testing.T) {
 		}
 		busy.answered()
 		busy.ended()
-		if err := <-v.served; err != nil {
-			t.Error(err)
+		if err := <-v.served; err != http.ErrServerClosed {
+			t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 		}
 		if d := time.Since(began); d != 2*time.Second {
 			t.Errorf("the stop took %v, want 2s", d)
@@ -273,8 +273,8 @@ func TestIdleGraceFitsTheTimeLeft(t *testing.T) {
 				if err := v.Shutdown(ctx); err != nil {
 					t.Error(err)
 				}
-				if err := <-v.served; err != nil {
-					t.Error(err)
+				if err := <-v.served; err != http.ErrServerClosed {
+					t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 				}
 				c.ended()
 			})
@@ -633,8 +633,8 @@ func fatesAddUp(t *testing.T, rnd *rand.Rand) {
 	err := v.Shutdown(context.Background())
 	cancel()
 	wg.Wait()
-	if serveErr := <-v.served; !errors.Is(serveErr, err) {
-		t.Errorf("Serve returned %v, Shutdown %v", serveErr, err)
+	if err := <-v.served; err != http.ErrServerClosed {
+		t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 	}
 	r := v.Stats().Report
 	if in, out := r.Open+r.Queued, r.Served+r.HungUp+r.Idle+r.Hijacked+r.Cut; in != out || v.Stats().Connections.Open != 0 {

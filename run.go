@@ -1,0 +1,128 @@
+package usher
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// Run listens, serves, and stops on SIGTERM, on SIGINT, or when ctx ends. It
+// returns what [Server.Shutdown] does: nil if nothing was lost, also when the
+// stop began before Run did. It listens on the http.Server's Addr, or serves
+// the given listeners, and speaks TLS if the http.Server's TLSConfig has a
+// certificate. If one listener fails, Run stops the others and returns its
+// error too.
+//
+// SIGINT, which mostly comes from a person at a terminal, skips Delay and
+// IdleGrace. A second signal cuts the lame duck short; a third ends
+// everything at once; but SIGTERM that comes several times within a second
+// counts once. Signals are caught only while Run runs, and not at all on
+// the listeners of package prefork, which says itself when to stop.
+func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
+	s.mu.Lock()
+	err := s.err
+	s.mu.Unlock()
+	if err != nil {
+		for _, l := range listeners {
+			l.Close()
+		}
+		return err
+	}
+	signals := make(chan os.Signal, 3)
+	if !slices.ContainsFunc(listeners, isSupervised) {
+		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+		defer signal.Stop(signals)
+	}
+
+	secure := s.hasCertificate() // net/http changes TLSConfig when it serves
+	if len(listeners) == 0 {
+		addr := ":http"
+		if secure {
+			addr = ":https"
+		}
+		l, err := s.listen(addr)
+		if errors.Is(err, http.ErrServerClosed) {
+			return s.wait()
+		}
+		if err != nil {
+			return err
+		}
+		listeners = []net.Listener{l}
+	}
+	results := make(chan error)
+	for _, l := range listeners {
+		go func() {
+			if secure {
+				results <- s.ServeTLS(l, "", "")
+			} else {
+				results <- s.Serve(l)
+			}
+		}()
+	}
+
+	var failed []error
+	heard := signalsHeard{s: s}
+	over := ctx.Done()
+	for left := len(listeners); left > 0; {
+		select {
+		case err := <-results:
+			left--
+			if !errors.Is(err, http.ErrServerClosed) {
+				failed = append(failed, err)
+				s.beginStop(context.Background(), stopCause{reason: "a listener failed"})
+			}
+		case <-over:
+			over = nil
+			s.beginStop(context.Background(), stopCause{reason: context.Cause(ctx).Error()})
+		case sig := <-signals:
+			heard.hear(sig)
+		}
+	}
+	return errors.Join(append(failed, s.wait())...)
+}
+
+// wait waits for the stop to end, and returns how it went.
+func (s *Server) wait() error {
+	<-s.done
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.result
+}
+
+// signalBurst is how far apart two SIGTERM are at least that count as two.
+const signalBurst = time.Second
+
+// signalsHeard says what the signals mean that Run has received.
+type signalsHeard struct {
+	s          *Server
+	count      int
+	terminated time.Time // when SIGTERM was last counted
+}
+
+func (h *signalsHeard) hear(sig os.Signal) {
+	if sig == syscall.SIGTERM {
+		// Process groups get it from several sides, and Heroku sends it to all
+		// processes, more than once. A person is slower.
+		if !h.terminated.IsZero() && time.Since(h.terminated) < signalBurst {
+			return
+		}
+		h.terminated = time.Now()
+	}
+	h.count++
+	switch h.count {
+	case 1:
+		if !h.s.beginStop(context.Background(), stopCause{reason: sig.String(), quick: sig == os.Interrupt}) {
+			h.s.cutLameDuck(sig.String())
+		}
+	case 2:
+		h.s.cutLameDuck(sig.String())
+	case 3:
+		h.s.endNow(sig.String())
+	}
+}
