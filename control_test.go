@@ -3,13 +3,16 @@ package usher
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"slices"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/gate"
 	"github.com/seed-235859eb/usher/internal/memnet"
 	"github.com/seed-235859eb/usher/internal/supervised"
 )
@@ -18,7 +21,10 @@ import (
 // has late connections in its queue when it is to finish.
 type supervisedListener struct {
 	*memnet.Listener
+	shut    gate.Outcome
 	shutErr error
+	looks   func(n int) (gate.Pending, error) // what the nth look finds; nil if there is no looking
+	looked  []time.Time
 	late    int
 	asked   []string
 	server  supervised.Server
@@ -28,7 +34,7 @@ type supervisedListener struct {
 
 func newSupervised(late int, shutErr error) *supervisedListener {
 	return &supervisedListener{
-		Listener: memnet.Listen(), shutErr: shutErr, late: late,
+		Listener: memnet.Listen(), shut: gate.Outcome{Mechanism: gate.Interface}, shutErr: shutErr, late: late,
 		queue: make(chan net.Conn), over: make(chan struct{}),
 	}
 }
@@ -55,9 +61,17 @@ func (l *supervisedListener) Served(s supervised.Server) {
 	l.server = s
 }
 
-func (l *supervisedListener) Shut() error {
+func (l *supervisedListener) Shut() (gate.Outcome, error) {
 	l.asked = append(l.asked, "shut")
-	return l.shutErr
+	return l.shut, l.shutErr
+}
+
+func (l *supervisedListener) Handshakes() (gate.Pending, error) {
+	l.looked = append(l.looked, time.Now())
+	if l.looks == nil {
+		return gate.Pending{}, errors.ErrUnsupported
+	}
+	return l.looks(len(l.looked))
 }
 
 func (l *supervisedListener) Finish() {
@@ -85,11 +99,13 @@ func TestSupervised(t *testing.T) {
 		name      string
 		shutErr   error
 		guarantee Guarantee
+		gate      Gate
 		took      time.Duration
 	}{
-		{"the last to leave", nil, GuaranteeAll, defaultHandshakeGrace},
-		{"others go on", supervised.ErrShared, GuaranteeAll, 0},
-		{"cannot shut", errors.ErrUnsupported, GuaranteeQueue, 0},
+		{"the last to leave", nil, GuaranteeAll, GateInterface, defaultHandshakeGrace},
+		{"others go on", supervised.ErrShared, GuaranteeAll, GateSiblings, 0},
+		{"somebody else's", supervised.ErrForeign, GuaranteeQueue, GateNone, 0},
+		{"cannot shut", errors.ErrUnsupported, GuaranteeQueue, GateNone, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -117,11 +133,83 @@ func TestSupervised(t *testing.T) {
 					t.Errorf("asked for %v, want %v", l.asked, want)
 				}
 				r := s.Stats().Report
-				if r.Guarantee != tt.guarantee || r.Queued != 7 || r.Served != 7 {
+				if (r.GateReason == "") != (tt.guarantee == GuaranteeAll) {
+					t.Errorf("gate %s, reason %q", r.Gate, r.GateReason)
+				}
+				if r.Guarantee != tt.guarantee || r.Gate != tt.gate || r.Queued != 7 || r.Served != 7 {
 					t.Errorf("report %+v, want guarantee %v and 7 served", r, tt.guarantee)
 				}
 				if n := l.server.Counters(); n.Requests != 7 || n.Accepted != 7 || n.InFlight != 0 || n.Connections != 0 {
 					t.Errorf("counters %+v", n)
+				}
+			})
+		})
+	}
+}
+
+// TestGateEnds when two looks in succession find nothing under way, after
+// HandshakeGrace at the latest.
+func TestGateEnds(t *testing.T) {
+	busy, open := gate.Pending{Handshakes: 1}, gate.Pending{Open: 2}
+	for _, tt := range []struct {
+		name string
+		shut gate.Outcome
+		find []gate.Pending // by look; the last goes on
+		cost time.Duration  // of a look
+		err  error
+		want gateResult
+		took time.Duration
+	}{
+		{"nothing under way", gate.Outcome{Mechanism: gate.Interface}, []gate.Pending{{}}, 0, nil,
+			gateResult{GuaranteeAll, GateInterface, ""}, nextLook},
+		{"a handshake ends", gate.Outcome{Mechanism: gate.Interface}, []gate.Pending{busy, busy, {}}, 0, nil,
+			gateResult{GuaranteeAll, GateInterface, ""}, 3 * nextLook},
+		{"one shows up late", gate.Outcome{Mechanism: gate.Interface}, []gate.Pending{{}, busy, {}}, 0, nil,
+			gateResult{GuaranteeAll, GateInterface, ""}, 3 * nextLook},
+		{"one never ends", gate.Outcome{Mechanism: gate.Interface}, []gate.Pending{busy}, 0, nil,
+			gateResult{GuaranteeAll, GateInterface, ""}, defaultHandshakeGrace},
+		{"dear looks", gate.Outcome{Mechanism: gate.Interface}, []gate.Pending{busy, {}}, 20 * time.Millisecond, nil,
+			gateResult{GuaranteeAll, GateInterface, ""}, 100 * time.Millisecond},
+		{"no looks", gate.Outcome{Mechanism: gate.Interface}, nil, 0, syscall.EPERM,
+			gateResult{GuaranteeAll, GateInterface, ""}, defaultHandshakeGrace},
+		{"a sibling follows", gate.Outcome{Mechanism: gate.Interface}, []gate.Pending{open, {}}, 0, nil,
+			gateResult{GuaranteeAll, GateInterface, ""}, 2 * nextLook},
+		{"a sibling goes on", gate.Outcome{Mechanism: gate.Interface}, []gate.Pending{open}, 0, nil,
+			gateResult{GuaranteeQueue, GateNone, "2 other sockets of the SO_REUSEPORT group go on"}, defaultHandshakeGrace},
+		{"the filter", gate.Outcome{Mechanism: gate.Filter, Refused: errors.New("interface: no")}, []gate.Pending{{}}, 0, nil,
+			gateResult{GuaranteeAll, GateFilter, "interface: no"}, nextLook},
+		{"a name", gate.Outcome{Mechanism: gate.Name}, []gate.Pending{busy}, 0, nil,
+			gateResult{GuaranteeAll, GateName, ""}, 0},
+		{"no mechanism", gate.Outcome{Mechanism: gate.None, Refused: errors.Join(errors.New("interface: no"), errors.New("filter: nor"))}, []gate.Pending{{}}, 0, nil,
+			gateResult{GuaranteeQueue, GateNone, "interface: no; filter: nor"}, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newSupervised(0, nil)
+				l.shut = tt.shut
+				l.looks = func(n int) (gate.Pending, error) {
+					time.Sleep(tt.cost)
+					return append(tt.find, gate.Pending{})[min(n, max(len(tt.find), 1))-1], tt.err
+				}
+				logged := new(recorder)
+				s := Wrap(&http.Server{Handler: http.HandlerFunc(ok)}, Options{Logger: logged.logger()})
+				served := make(chan error, 1)
+				go func() { served <- s.Run(context.Background(), l) }()
+				synctest.Wait()
+				began := time.Now()
+				if err := s.Shutdown(context.Background()); err != nil {
+					t.Error(err)
+				}
+				<-served
+				if took := time.Since(began); took != tt.took {
+					t.Errorf("the stop took %v, want %v", took, tt.took)
+				}
+				r := s.Stats().Report
+				if got := (gateResult{r.Guarantee, r.Gate, r.GateReason}); got != tt.want {
+					t.Errorf("%+v, want %+v", got, tt.want)
+				}
+				if want := fmt.Sprintf("guarantee=%s gate=%s gate_reason=%q", r.Guarantee, r.Gate, r.GateReason); !logged.contains(want) {
+					t.Errorf("the log has no %s", want)
 				}
 			})
 		})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"syscall"
 	"time"
 
@@ -25,8 +26,9 @@ const (
 
 	// GuaranteeQueue: the accept queue was served and then the socket closed.
 	// A handshake that ended between the two was reset, unless another process
-	// has the socket, too. All TCP sockets that are not from [Listen] get this,
-	// and all on unix systems other than Linux.
+	// has the socket, too. All TCP sockets that are neither from [Listen] nor
+	// Exclusive (see [ListenerOptions]) get this, and where the kernel has no
+	// [Gate] the others, too.
 	GuaranteeQueue
 
 	// GuaranteeAll: new handshakes were stopped first, so that each
@@ -50,6 +52,43 @@ func (g Guarantee) String() string {
 // MarshalText implements [encoding.TextMarshaler].
 func (g Guarantee) MarshalText() ([]byte, error) { return []byte(g.String()), nil }
 
+// A Gate is what stopped new handshakes in a drain.
+type Gate string
+
+const (
+	// GateInterface: the socket was tied to a network interface that does not
+	// exist. Newcomers were refused at once.
+	GateInterface = Gate(gate.Interface)
+
+	// GateFilter: a socket filter dropped requests for connections. Newcomers
+	// send theirs again, after a second on most systems.
+	GateFilter = Gate(gate.Filter)
+
+	// GateName: the name of the unix socket was removed.
+	GateName = Gate(gate.Name)
+
+	// GateSiblings: nothing, as other processes go on with the sockets.
+	GateSiblings Gate = "siblings"
+
+	// GateNone: nothing.
+	GateNone = Gate(gate.None)
+)
+
+// A gateResult is what a drain could do.
+type gateResult struct {
+	guarantee Guarantee
+	gate      Gate
+	reason    string // why there was no better gate
+}
+
+// weaker returns the one that promises less; of equals, one with a reason.
+func (r gateResult) weaker(other gateResult) gateResult {
+	if other.guarantee < r.guarantee || other.guarantee == r.guarantee && r.reason == "" {
+		return other
+	}
+	return r
+}
+
 // Drain stops new connections and waits until those that the kernel has
 // established are accepted; then it closes the socket, so that new connects
 // are refused. It returns what it could guarantee.
@@ -60,14 +99,12 @@ func (g Guarantee) MarshalText() ([]byte, error) { return []byte(g.String()), ni
 // many connections were waiting. A second call waits for the first.
 func (l *Listener) Drain(ctx context.Context) (Guarantee, error) {
 	l.markStopping()
-	if !l.draining.Swap(true) {
-		l.beginDrain(ctx)
-	}
+	l.shutGate(ctx)
 	select {
 	case <-l.drained:
-		return l.drainResult(), nil
+		return l.gateResult().guarantee, nil
 	case <-l.closed:
-		return l.drainResult(), nil
+		return l.gateResult().guarantee, nil
 	case <-ctx.Done():
 	}
 	queued := ""
@@ -89,22 +126,26 @@ func (l *Listener) markStopping() {
 	l.signalRoom() // in a stop all newcomers have a place
 }
 
-func (l *Listener) drainResult() Guarantee {
+func (l *Listener) gateResult() gateResult {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.guarantee
+	return gateResult{l.guarantee, l.gate, l.gateReason}
 }
 
-// beginDrain goes through the steps of Drain up to the point where the socket
-// is closed as soon as its queue is empty.
-func (l *Listener) beginDrain(ctx context.Context) {
+// shutGate goes through the steps of Drain up to the point where the socket is
+// closed as soon as its queue is empty. A second call does nothing.
+func (l *Listener) shutGate(ctx context.Context) {
+	if l.draining.Swap(true) {
+		return
+	}
 	l.mu.Lock()
 	below := l.below
 	l.mu.Unlock()
 	if below != nil {
 		g, _ := below.Drain(ctx)
+		r := below.gateResult()
 		l.mu.Lock()
-		l.guarantee = g
+		l.guarantee, l.gate, l.gateReason = g, r.gate, r.reason
 		l.closeSocket()
 		l.mu.Unlock()
 		return
@@ -115,59 +156,106 @@ func (l *Listener) beginDrain(ctx context.Context) {
 	}
 	rc, err := l.SyscallConn()
 	if err != nil {
-		l.empty(GuaranteeNone)
+		l.empty(l.ungated(GuaranteeNone, err.Error()))
 		return
 	}
 	if ul, ok := l.inner.(*net.UnixListener); ok {
 		if err := l.unpublish(ul); err != nil {
-			l.log.Warn("usher: cannot take the socket's name away before its queue is served", "addr", l.Addr(), "error", err)
-			l.empty(GuaranteeQueue)
+			l.empty(l.ungated(GuaranteeQueue, err.Error()))
 			return
 		}
 		// A connect is one step: who found the name is in the queue by now.
-		l.empty(GuaranteeAll)
+		l.empty(gateResult{GuaranteeAll, GateName, ""})
 		return
 	}
-	if _, own := l.inner.(ownListener); !own {
-		l.log.Info("usher: new handshakes are not stopped: the socket is not from usher.Listen", "addr", l.Addr())
-		l.empty(GuaranteeQueue)
+	if _, own := l.inner.(ownListener); !own && !l.opts.Exclusive {
+		l.empty(l.ungated(GuaranteeQueue, "the socket is neither from usher.Listen nor Exclusive"))
 		return
 	}
-	if err := gate.Shut(rc); err != nil {
-		l.log.Warn("usher: new handshakes cannot be stopped; one that ends while the listener is closed is lost", "addr", l.Addr(), "error", err)
-		l.empty(GuaranteeQueue)
-		return
-	}
-	l.awaitHandshakes(ctx)
-	l.empty(GuaranteeAll)
+	l.empty(l.awaitGate(ctx, gate.Shut(rc), func() (gate.Pending, error) { return gate.Handshakes(rc) }))
 }
 
-// awaitHandshakes waits for HandshakeGrace.
-func (l *Listener) awaitHandshakes(ctx context.Context) {
-	t := time.NewTimer(l.opts.HandshakeGrace)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	case <-l.closed:
+// ungated says that new handshakes are not stopped.
+func (l *Listener) ungated(g Guarantee, reason string) gateResult {
+	l.log.Info("usher: new handshakes are not stopped; one that ends while the listener is closed is lost", "addr", l.Addr(), "reason", reason)
+	return gateResult{g, GateNone, reason}
+}
+
+// awaitGate waits, if new handshakes have been stopped, for those under way.
+func (l *Listener) awaitGate(ctx context.Context, out gate.Outcome, look func() (gate.Pending, error)) gateResult {
+	reason := ""
+	if out.Refused != nil {
+		reason = strings.ReplaceAll(out.Refused.Error(), "\n", "; ")
+	}
+	switch out.Mechanism {
+	case gate.None:
+		return l.ungated(GuaranteeQueue, reason)
+	case gate.Filter:
+		l.log.Info("usher: new handshakes are dropped, not refused: clients wait for a second", "addr", l.Addr(), "reason", reason)
+	case gate.Name:
+		return gateResult{GuaranteeAll, GateName, reason}
+	}
+	if open := l.awaitHandshakes(ctx, look); open > 0 {
+		// Until these are shut too, the kernel goes on giving us connections.
+		return l.ungated(GuaranteeQueue, fmt.Sprintf("%d other sockets of the SO_REUSEPORT group go on", open))
+	}
+	return gateResult{GuaranteeAll, Gate(out.Mechanism), reason}
+}
+
+// nextLook is how soon the kernel is asked again for handshakes under way: long
+// enough for it to take in a packet that was at its door the last time.
+const nextLook = 5 * time.Millisecond
+
+// awaitHandshakes waits until two looks in succession find nothing under way,
+// or for HandshakeGrace, which is also what it waits if there is no looking. It
+// returns how many other sockets of the group were open to newcomers in the end.
+func (l *Listener) awaitHandshakes(ctx context.Context, look func() (gate.Pending, error)) (open int) {
+	grace := time.NewTimer(l.opts.HandshakeGrace)
+	defer grace.Stop()
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for quiet := 0; ; {
+		select {
+		case <-next.C:
+			began := time.Now()
+			p, err := look()
+			if err != nil {
+				l.log.Debug("usher: handshakes under way cannot be counted: waiting for HandshakeGrace", "addr", l.Addr(), "error", err)
+				continue // and look no more
+			}
+			if quiet++; p != (gate.Pending{}) {
+				quiet = 0
+			}
+			if open = p.Open; quiet == 2 {
+				return 0
+			}
+			// On a machine with very many connections a look takes its time.
+			next.Reset(max(nextLook, time.Since(began)))
+		case <-grace.C:
+			return open
+		case <-ctx.Done():
+			return open
+		case <-l.closed:
+			return open
+		}
 	}
 }
 
 // finish has a supervised listener empty and close its sockets.
 func (l *Listener) finish(ctx context.Context, sv supervised.Listener) {
-	guarantee := GuaranteeAll
-	switch err := sv.Shut(); {
+	var r gateResult
+	switch out, err := sv.Shut(); {
 	case err == nil:
-		l.awaitHandshakes(ctx)
+		r = l.awaitGate(ctx, out, sv.Handshakes)
+	case errors.Is(err, supervised.ErrShared):
+		r = gateResult{GuaranteeAll, GateSiblings, ""}
 	case errors.Is(err, supervised.ErrForeign):
-		l.log.Info("usher: new handshakes are not stopped: the socket is not this program's alone", "addr", l.Addr())
-		guarantee = GuaranteeQueue
-	case !errors.Is(err, supervised.ErrShared):
-		l.log.Warn("usher: new handshakes cannot be stopped; one that ends while the listener is closed is lost", "addr", l.Addr(), "error", err)
-		guarantee = GuaranteeQueue
+		r = l.ungated(GuaranteeQueue, "the socket is not this program's alone")
+	default:
+		r = l.ungated(GuaranteeQueue, err.Error())
 	}
 	l.mu.Lock()
-	l.guarantee = guarantee
+	l.guarantee, l.gate, l.gateReason = r.guarantee, r.gate, r.reason
 	l.finishing = true
 	l.mu.Unlock()
 	sv.Finish()
@@ -190,10 +278,10 @@ func (l *Listener) unpublish(ul *net.UnixListener) error {
 }
 
 // empty has the socket closed as soon as its queue is empty.
-func (l *Listener) empty(g Guarantee) {
+func (l *Listener) empty(r gateResult) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.guarantee = g
+	l.guarantee, l.gate, l.gateReason = r.guarantee, r.gate, r.reason
 	l.emptying = true
 	l.closeIfEmpty()
 	l.noteDrained()

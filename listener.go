@@ -12,18 +12,21 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/gate"
 	"github.com/seed-235859eb/usher/internal/track"
 )
 
-// Listen announces on a local address as [net.Listen] does, with plain TCP:
-// since Go 1.24 net.Listen makes Multipath TCP sockets, on which Linux refuses
-// the filter that lets a stop lose nothing.
+// Listen announces on a local address as [net.Listen] does. It does not make a
+// Multipath TCP socket, the default of net.Listen since Go 1.24, where the
+// kernel could not stop new handshakes on it.
 //
-// A [Listener] on it knows that no other process has the socket, unless it is
-// given away with File, and may stop handshakes on it.
+// A [Listener] on it knows that no other process has the socket, and may stop
+// handshakes on it for good: it must not be given away with File.
 func Listen(network, address string) (net.Listener, error) {
 	var lc net.ListenConfig
-	lc.SetMultipathTCP(false)
+	if !gate.Multipath() {
+		lc.SetMultipathTCP(false)
+	}
 	l, err := lc.Listen(context.Background(), network, address)
 	if tl, ok := l.(*net.TCPListener); ok {
 		return ownListener{tl}, err
@@ -31,10 +34,10 @@ func Listen(network, address string) (net.Listener, error) {
 	return l, err
 }
 
-// ownListener is a listener on a socket that this process made for itself. The
-// filter that stops handshakes belongs to the socket, not to a descriptor: on
-// one that systemd or a parent process holds it would stay, and keep everybody
-// out of the server that comes next.
+// ownListener is a listener on a socket that this process made for itself. What
+// stops handshakes belongs to the socket, not to a descriptor: on one that
+// systemd or a parent process holds it would stay, and keep everybody out of the
+// server that comes next.
 type ownListener struct{ *net.TCPListener }
 
 // ListenerOptions are the options of a [Listener]. The zero value is the
@@ -54,10 +57,18 @@ type ListenerOptions struct {
 	// Zero means no limit. A negative value is an error.
 	MaxConns int
 
-	// HandshakeGrace is how long a drain waits, after new handshakes have
-	// been stopped, for those under way: it should exceed the round trip time
-	// of the slowest client. It does not apply where handshakes cannot be
-	// stopped (see [Guarantee]).
+	// Exclusive says of a TCP listener that is not from [Listen] that its socket
+	// is this process's alone: no systemd, parent, child or sibling has it, or
+	// another one of its SO_REUSEPORT group, now or later. Nothing else could
+	// tell. Then a drain stops new handshakes, see [Guarantee], and nobody can
+	// serve from the socket ever after.
+	Exclusive bool
+
+	// HandshakeGrace is the longest that a drain waits, after new handshakes
+	// have been stopped, for those under way: it should exceed the round trip
+	// time of the slowest client. On Linux 5.14 and later it waits only as long
+	// as there are any, unless it may not ask (NETLINK_SOCK_DIAG). It does not
+	// apply where handshakes cannot be stopped (see [Guarantee]).
 	//
 	// Zero means 250 ms. A negative value is an error.
 	HandshakeGrace time.Duration
@@ -109,6 +120,8 @@ type Listener struct {
 	isClosed   bool         // Close has been called
 	isDrained  bool         // drained has been closed
 	guarantee  Guarantee
+	gate       Gate
+	gateReason string
 	below      *Listener     // under a TLS listener that was given as inner, once known
 	observer   observer      // the Server that serves it, or nil
 	newcomers  int           // connections that wait for a place

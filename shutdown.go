@@ -163,9 +163,9 @@ func (s *Server) stop(parent context.Context, cause stopCause) {
 	s.lameDuck(ctx)
 	s.enterPhase(PhaseGate)
 	s.beginDrain()
-	closed := make(chan Guarantee, 1)
+	closed := make(chan gateResult, 1)
 	go func() { closed <- s.closeListeners(ctx, cause) }()
-	guarantee := s.drain(ctx, cause, closed)
+	gate := s.drain(ctx, cause, closed)
 	if ctx.Err() == nil {
 		s.enterPhase(PhaseFinish)
 		s.finish(ctx, cause)
@@ -178,7 +178,7 @@ func (s *Server) stop(parent context.Context, cause stopCause) {
 		s.cutAll(parent, grace, cause)
 	}
 	failed = errors.Join(failed, s.runHooks(latest(began.Add(grace), time.Now().Add(grace/10))))
-	s.conclude(began, cause, guarantee, reached, failed)
+	s.conclude(began, cause, gate, reached, failed)
 }
 
 func latest(a, b time.Time) time.Time {
@@ -219,8 +219,8 @@ func (s *Server) beginDrain() {
 }
 
 // closeListeners goes through the gate and empties the accept queues, and
-// returns the weakest guarantee of all listeners.
-func (s *Server) closeListeners(ctx context.Context, cause stopCause) Guarantee {
+// returns the weakest result of all listeners.
+func (s *Server) closeListeners(ctx context.Context, cause stopCause) gateResult {
 	s.mu.Lock()
 	listeners, unseen := slices.Clone(s.listeners), s.unseen
 	s.mu.Unlock()
@@ -228,37 +228,40 @@ func (s *Server) closeListeners(ctx context.Context, cause stopCause) Guarantee 
 		for _, l := range listeners {
 			l.Close()
 		}
-		return GuaranteeNone
+		return gateResult{GuaranteeNone, GateNone, cause.reason}
 	}
 	type result struct {
-		g   Guarantee
+		gateResult
 		err error
 	}
-	results := make(chan result)
-	n := 0
+	shut, results := make(chan struct{}), make(chan result)
+	n, open := 0, 0
 	for _, l := range listeners {
 		n++
+		open++
 		go func() {
-			g, err := l.Drain(ctx)
-			results <- result{g, err}
+			l.shutGate(ctx)
+			shut <- struct{}{}
+			_, err := l.Drain(ctx)
+			results <- result{l.gateResult(), err}
 		}()
 	}
-	gate := time.NewTimer(s.opts.Listener.HandshakeGrace)
-	defer gate.Stop()
-	weakest := GuaranteeAll
+	weakest := gateResult{guarantee: GuaranteeAll}
 	if unseen {
-		weakest = GuaranteeNone
+		weakest = gateResult{GuaranteeNone, GateNone, "the http.Server was told to serve directly"}
 	}
 	for n > 0 {
 		select {
+		case <-shut:
+			if open--; open == 0 {
+				s.enterPhase(PhaseAcceptQueue)
+			}
 		case r := <-results:
 			n--
-			weakest = min(weakest, r.g)
+			weakest = weakest.weaker(r.gateResult)
 			if r.err != nil {
 				s.log.Warn("usher: accept queue not served", "error", r.err)
 			}
-		case <-gate.C:
-			s.enterPhase(PhaseAcceptQueue)
 		}
 	}
 	return weakest
@@ -380,13 +383,13 @@ func (s *Server) waitEmpty(ctx context.Context, d time.Duration, cause stopCause
 }
 
 // conclude writes the report.
-func (s *Server) conclude(began time.Time, cause stopCause, guarantee Guarantee, reached Phase, failed error) {
+func (s *Server) conclude(began time.Time, cause stopCause, gate gateResult, reached Phase, failed error) {
 	report := s.countFates()
 	// Their Close hangs, or their Accept has not returned them yet.
 	report.Cut, report.StillOpen = report.Cut+report.StillOpen, 0
 	report.Reason = cause.reason
 	report.Took = time.Since(began)
-	report.Guarantee = guarantee
+	report.Guarantee, report.Gate, report.GateReason = gate.guarantee, gate.gate, gate.reason
 
 	s.mu.Lock()
 	if s.bypassed {

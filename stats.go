@@ -88,6 +88,9 @@ type Report struct {
 	Took      time.Duration `json:"took_ns"`   //
 	Guarantee Guarantee     `json:"guarantee"` // the weakest of all listeners
 
+	Gate       Gate   `json:"gate"`                  // of that listener
+	GateReason string `json:"gate_reason,omitempty"` // why it was not a better one
+
 	Open   int `json:"open"`   // connections that were open when the drain began
 	Queued int `json:"queued"` // accepted after that
 
@@ -104,7 +107,7 @@ type Report struct {
 
 func (r *Report) logArgs() []any {
 	return []any{
-		"reason", r.Reason, "took", r.Took, "guarantee", r.Guarantee.String(), "open", r.Open, "queued", r.Queued,
+		"reason", r.Reason, "took", r.Took, "guarantee", r.Guarantee.String(), "gate", r.Gate, "gate_reason", r.GateReason, "open", r.Open, "queued", r.Queued,
 		"served", r.Served, "hung_up", r.HungUp, "idle", r.Idle, "hijacked", r.Hijacked, "cut", r.Cut,
 	}
 }

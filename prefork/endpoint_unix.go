@@ -60,14 +60,16 @@ func (m *Master) openSeat(seat int) error {
 	return nil
 }
 
-// shutSeat stops new handshakes on a seat that will be closed.
+// shutSeat stops new handshakes on a seat that will be closed, where the kernel
+// lets this process do so. It is for a system that does not steer: where it does,
+// nobody new comes to the seat.
 func (m *Master) shutSeat(seat int) {
 	for _, e := range m.endpoints {
 		if e.group.Shared() {
 			continue
 		}
-		if err := e.group.Shut(seat); err != nil {
-			m.log.Warn("prefork: new handshakes on a seat that closes cannot be stopped", "seat", seat, "endpoint", e.name, "error", err)
+		if err := e.group.ShutSeat(seat); err != nil {
+			m.log.Debug("prefork: new handshakes are kept from a seat that closes by steering alone", "seat", seat, "endpoint", e.name, "error", err)
 		}
 	}
 }

@@ -240,39 +240,58 @@ func (l *listener) Served(s supervised.Server) {
 }
 
 // Shut implements [supervised.Listener]. New handshakes may be stopped only if
-// the whole fleet stops: the filter belongs to the socket.
-func (l *listener) Shut() error {
+// the whole fleet stops: what stops them belongs to the socket. Each worker does
+// it to the sockets that it has, when its lame duck is over; as soon as the last
+// one has, newcomers are refused.
+func (l *listener) Shut() (gate.Outcome, error) {
 	if !l.w.final.Load() {
-		return supervised.ErrShared
+		return gate.Outcome{}, supervised.ErrShared
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var weakest gate.Outcome
 	var errs []error
 	for _, s := range l.sockets {
-		errs = append(errs, s.shut())
+		out, err := s.shut()
+		weakest = gate.Weaker(weakest, out)
+		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return weakest, errors.Join(errs...)
 }
 
-func (s *socket) shut() error {
+func (s *socket) shut() (gate.Outcome, error) {
 	if _, ok := s.Listener.(*net.UnixListener); ok {
 		if s.unlink != "" {
-			return os.Remove(s.unlink)
+			return gate.Outcome{Mechanism: gate.Name}, os.Remove(s.unlink)
 		}
-		return nil // the master has removed the name
+		return gate.Outcome{Mechanism: gate.Name}, nil // the master has removed the name
 	}
 	if s.foreign {
-		return supervised.ErrForeign
+		return gate.Outcome{}, supervised.ErrForeign
 	}
-	sc, ok := s.Listener.(syscall.Conn)
-	if !ok {
-		return fmt.Errorf("prefork: %T hides its socket: %w", s.Listener, errors.ErrUnsupported)
-	}
-	rc, err := sc.SyscallConn()
+	rc, err := rawConn(s)
 	if err != nil {
-		return err
+		return gate.Outcome{}, err
 	}
-	return gate.Shut(rc)
+	return gate.Shut(rc), nil
+}
+
+// Handshakes implements [supervised.Listener]. All sockets have the same
+// address, so that one can speak for all.
+func (l *listener) Handshakes() (gate.Pending, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.sockets {
+		if _, ok := s.Listener.(*net.UnixListener); ok {
+			return gate.Pending{}, nil // a connect is one step
+		}
+		rc, err := rawConn(s)
+		if err != nil {
+			return gate.Pending{}, err
+		}
+		return gate.Handshakes(rc)
+	}
+	return gate.Pending{}, nil
 }
 
 // Finish implements [supervised.Listener]. If other processes go on with the
@@ -321,12 +340,16 @@ func (l *listener) Queued() (int, error) {
 	return sum, nil
 }
 
-func queued(s *socket) (int, error) {
+func rawConn(s *socket) (syscall.RawConn, error) {
 	sc, ok := s.Listener.(syscall.Conn)
 	if !ok {
-		return 0, fmt.Errorf("prefork: %T hides its socket: %w", s.Listener, errors.ErrUnsupported)
+		return nil, fmt.Errorf("prefork: %T hides its socket: %w", s.Listener, errors.ErrUnsupported)
 	}
-	rc, err := sc.SyscallConn()
+	return sc.SyscallConn()
+}
+
+func queued(s *socket) (int, error) {
+	rc, err := rawConn(s)
 	if err != nil {
 		return 0, err
 	}

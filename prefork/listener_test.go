@@ -105,7 +105,7 @@ func TestFinishLeavesTheQueueToOthers(t *testing.T) {
 	}
 	c.Close()
 	fill(t, g.Addr(), 20)
-	if err := old.Shut(); !errors.Is(err, supervised.ErrShared) {
+	if _, err := old.Shut(); !errors.Is(err, supervised.ErrShared) {
 		t.Errorf("Shut = %v, want ErrShared", err)
 	}
 	old.Finish()

@@ -55,7 +55,8 @@ type Live struct {
 // a fleet starts with, or adopts: their sockets must be open before.
 type OpenSeat struct{ Seat int }
 
-// ShutSeat stops new handshakes on a seat that will be closed.
+// ShutSeat stops new handshakes on a seat that will be closed, beside the Live
+// that steers away from it.
 type ShutSeat struct{ Seat int }
 
 // CloseSeat closes the socket of a seat, which is always the last one. It has no

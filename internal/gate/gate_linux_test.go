@@ -3,12 +3,15 @@ package gate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
 )
 
 // TestSYNFilter runs the program on TCP headers, without a kernel.
@@ -43,11 +46,14 @@ func TestSYNFilter(t *testing.T) {
 	}
 }
 
-func listen(t *testing.T, network, address string, multipath bool) (net.Listener, syscall.RawConn) {
+func listen(t testing.TB, network, address string, multipath bool) (net.Listener, syscall.RawConn) {
 	t.Helper()
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(multipath)
 	l, err := lc.Listen(t.Context(), network, address)
+	if err != nil && address == "[::1]:0" {
+		t.Skip(err)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,52 +65,113 @@ func listen(t *testing.T, network, address string, multipath bool) (net.Listener
 	return l, rc
 }
 
-func TestShut(t *testing.T) {
-	for _, address := range []string{"127.0.0.1:0", "[::1]:0", ":0"} {
-		t.Run(address, func(t *testing.T) {
-			l, rc := listen(t, "tcp", address, false)
+// allowed returns the mechanisms that the kernel lets this process use on a
+// plain TCP socket: what a test expects depends on who runs it.
+func allowed(t *testing.T) (all []Mechanism) {
+	t.Helper()
+	_, rc := listen(t, "tcp", "127.0.0.1:0", false)
+	// An interface first, as somebody who is not root cannot go back to none.
+	for _, m := range []Mechanism{Filter, Interface} {
+		if err := control(rc, map[Mechanism]func(int) error{Filter: attachFilter, Interface: setBound}[m]); err == nil {
+			all = append([]Mechanism{m}, all...)
+		} else {
+			t.Logf("the kernel refuses %s: %v", m, err)
+		}
+	}
+	return append(all, None)
+}
+
+// sockets are the kinds that a gate is tried on.
+var sockets = []struct {
+	address   string
+	client    string // host that clients connect to
+	multipath bool
+}{
+	{"127.0.0.1:0", "127.0.0.1", false},
+	{"[::1]:0", "::1", false},
+	{":0", "127.0.0.1", false}, // through a socket of both families
+	{":0", "::1", false},
+	{"127.0.0.1:0", "127.0.0.1", true},
+	{":0", "127.0.0.1", true},
+}
+
+// eachSocket runs f with a listener of each kind and a dialer to it.
+func eachSocket(t *testing.T, f func(t *testing.T, l net.Listener, rc syscall.RawConn, multipath bool, dial func(context.Context) (net.Conn, error))) {
+	for _, s := range sockets {
+		t.Run(fmt.Sprintf("%s from %s, multipath %t", s.address, s.client, s.multipath), func(t *testing.T) {
+			l, rc := listen(t, "tcp", s.address, s.multipath)
+			if on, err := isMultipath(rc); err != nil || on != s.multipath {
+				t.Skipf("no Multipath TCP here: %v", err)
+			}
 			_, port, _ := net.SplitHostPort(l.Addr().String())
-			host, _, _ := net.SplitHostPort(address)
-			if host == "" {
-				host = "127.0.0.1" // through a socket of both families
-			}
-			dial := func(ctx context.Context) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(host, port))
-			}
-			before, err := dial(t.Context())
-			if err != nil {
-				t.Skip(err)
-			}
-			defer before.Close()
-			if n, err := Queued(rc); n != 1 || err != nil {
-				t.Errorf("Queued = %d, %v, want 1", n, err)
-			}
-			if err := Shut(rc); err != nil {
-				t.Fatal(err)
-			}
-			// Dropped is neither refused nor accepted: the connect hangs.
-			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-			defer cancel()
-			if c, err := dial(ctx); err == nil {
-				c.Close()
-				t.Error("connect succeeded through a shut gate")
-			} else if !errors.Is(err, context.DeadlineExceeded) && !isTimeout(err) {
-				t.Errorf("connect through a shut gate: %v, want a timeout", err)
-			}
-			if n, err := Queued(rc); n != 1 || err != nil {
-				t.Errorf("Queued = %d, %v, want 1", n, err)
-			}
-			// Who was there before is served.
-			c, err := l.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			before.Write([]byte("x"))
-			if _, err := c.Read(make([]byte, 1)); err != nil {
-				t.Errorf("read through a shut gate: %v", err)
-			}
+			f(t, l, rc, s.multipath, func(ctx context.Context) (net.Conn, error) {
+				c, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort(s.client, port))
+				if errors.Is(err, unix.EADDRNOTAVAIL) {
+					t.Skip(err)
+				}
+				return c, err
+			})
 		})
+	}
+}
+
+// TestShut: newcomers are refused, or dropped by a filter, and who was there
+// before is served.
+func TestShut(t *testing.T) {
+	can := allowed(t)
+	eachSocket(t, func(t *testing.T, l net.Listener, rc syscall.RawConn, multipath bool, dial func(context.Context) (net.Conn, error)) {
+		before, err := dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer before.Close()
+		if n, err := Queued(rc); n != 1 || err != nil {
+			t.Errorf("Queued = %d, %v, want 1", n, err)
+		}
+		want := can[0]
+		if multipath && (want != Interface || !Multipath()) {
+			want = None
+		}
+		for range 2 { // the second time nothing changes
+			if out := Shut(rc); out.Mechanism != want || want == Interface && out.Refused != nil {
+				t.Fatalf("Shut = %+v, want %s", out, want)
+			}
+		}
+		newcomer(t, want, dial)
+		if n, err := Queued(rc); n != 1 || err != nil {
+			t.Errorf("Queued = %d, %v, want 1", n, err)
+		}
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		before.Write([]byte("x"))
+		if _, err := c.Read(make([]byte, 1)); err != nil {
+			t.Errorf("read through a shut gate: %v", err)
+		}
+	})
+}
+
+// newcomer fails the test unless a connect ends as m has it.
+func newcomer(t *testing.T, m Mechanism, dial func(context.Context) (net.Conn, error)) {
+	t.Helper()
+	wait := time.Minute
+	if m == Filter {
+		wait = 50 * time.Millisecond // dropped is neither refused nor accepted: the connect hangs
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), wait)
+	defer cancel()
+	c, err := dial(ctx)
+	if err == nil {
+		c.Close()
+	}
+	switch {
+	case m == None && err == nil:
+	case m == Interface && errors.Is(err, unix.ECONNREFUSED):
+	case m == Filter && (errors.Is(err, context.DeadlineExceeded) || isTimeout(err)):
+	default:
+		t.Errorf("connect to a socket shut by %s: %v", m, err)
 	}
 }
 
@@ -113,33 +180,81 @@ func isTimeout(err error) bool {
 	return ok && ne.Timeout()
 }
 
+// TestShutOne: the filter, or the reason why not.
+func TestShutOne(t *testing.T) {
+	l, rc := listen(t, "tcp", "127.0.0.1:0", false)
+	dial := func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+	}
+	out := ShutOne(rc)
+	if slices.Contains(allowed(t), Filter) {
+		if out.Mechanism != Filter || out.Refused != nil {
+			t.Fatalf("ShutOne = %+v", out)
+		}
+	} else if out.Mechanism != None || !errors.Is(out.Refused, unix.EPERM) {
+		t.Fatalf("ShutOne = %+v, want none because of EPERM", out)
+	}
+	newcomer(t, out.Mechanism, dial)
+}
+
+// TestFallback: each mechanism is tried once, in order, and the reasons of those
+// before the one that works are told.
+func TestFallback(t *testing.T) {
+	var tried []Mechanism
+	attempt := func(m Mechanism, err error) try {
+		return try{m, func() error { tried = append(tried, m); return err }}
+	}
+	out := firstOf(attempt(Interface, unix.ENOPROTOOPT), attempt(Filter, nil))
+	if out.Mechanism != Filter || !slices.Equal(tried, []Mechanism{Interface, Filter}) {
+		t.Errorf("%+v after %v", out, tried)
+	}
+	if r, ok := errors.AsType[*Refusal](out.Refused); !ok || r.Mechanism != Interface || r.Err != unix.ENOPROTOOPT {
+		t.Errorf("refused: %v", out.Refused)
+	}
+	out = firstOf(attempt(Interface, unix.EPERM), attempt(Filter, unix.EACCES))
+	if out.Mechanism != None || !errors.Is(out.Refused, unix.EPERM) || !errors.Is(out.Refused, unix.EACCES) {
+		t.Errorf("%+v", out)
+	}
+	tried = nil
+	if out = firstOf(attempt(Interface, nil), attempt(Filter, nil)); out.Mechanism != Interface || len(tried) != 1 {
+		t.Errorf("%+v after %v", out, tried)
+	}
+}
+
+// TestBoundSocket: a socket that its owner has bound to a device can be bound
+// away by CAP_NET_RAW only, and then the filter is next.
+func TestBoundSocket(t *testing.T) {
+	can := allowed(t)
+	l, rc := listen(t, "tcp", "127.0.0.1:0", false)
+	if err := control(rc, func(fd int) error {
+		return unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo")
+	}); err != nil {
+		t.Skip(err)
+	}
+	out := Shut(rc)
+	if out.Mechanism != Interface && !errors.Is(out.Refused, unix.EPERM) || !slices.Contains(can, out.Mechanism) {
+		t.Errorf("Shut = %+v", out)
+	}
+	newcomer(t, out.Mechanism, func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+	})
+}
+
 func TestShutUnsupported(t *testing.T) {
 	_, rc := listen(t, "unix", t.TempDir()+"/s", false)
-	if err := Shut(rc); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("unix socket: %v", err)
+	if out := Shut(rc); out.Mechanism != None || !errors.Is(out.Refused, errors.ErrUnsupported) {
+		t.Errorf("unix socket: %+v", out)
 	}
-	l, rc := listen(t, "tcp", "127.0.0.1:0", true)
-	if on, err := isMultipath(rc); err != nil || !on {
-		t.Skipf("no Multipath TCP here: %v", err)
-	}
-	if err := Shut(rc); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("Multipath TCP socket: %v", err)
-	}
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if n, err := Queued(rc); n != 1 || err != nil {
-		t.Errorf("Queued of a Multipath TCP socket = %d, %v, want 1", n, err)
+	if p, err := Handshakes(rc); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("unix socket: %+v, %v", p, err)
 	}
 }
 
 func isMultipath(rc syscall.RawConn) (on bool, err error) {
-	cerr := rc.Control(func(fd uintptr) {
-		var proto int
-		proto, err = syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_PROTOCOL)
-		on = proto != syscall.IPPROTO_TCP
+	err = control(rc, func(fd int) error {
+		proto, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+		on = proto != unix.IPPROTO_TCP
+		return err
 	})
-	return on, errors.Join(err, cerr)
+	return on, err
 }

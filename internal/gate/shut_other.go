@@ -1,14 +1,13 @@
-//go:build !linux
+//go:build !linux && !darwin
 
 package gate
 
-import (
-	"fmt"
-	"syscall"
-)
+import "syscall"
 
-// Shut is not supported on this system: it has no socket filter that an
-// unprivileged process could attach to a listening socket.
-func Shut(syscall.RawConn) error {
-	return fmt.Errorf("attach SYN filter: %w", errUnsupported)
+// Shut has no mechanism on this system that an unprivileged process could use.
+func Shut(syscall.RawConn) Outcome {
+	return firstOf(try{Interface, func() error { return errUnsupported }})
 }
+
+// ShutOne has no mechanism either.
+func ShutOne(rc syscall.RawConn) Outcome { return Shut(rc) }

@@ -3,6 +3,7 @@
 package reuseport
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,14 +13,13 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/seed-235859eb/usher/internal/gate"
 	"golang.org/x/sys/unix"
 )
 
 type control = func(network, address string, rc syscall.RawConn) error
 
 // listen makes a plain TCP listener, or a unix one. A Multipath TCP socket, the
-// default of package net, refuses socket filters.
+// default of package net, refuses the programs that steer.
 func listen(network, address string, c control) (net.Listener, error) {
 	lc := net.ListenConfig{Control: c}
 	lc.SetMultipathTCP(false)
@@ -71,18 +71,55 @@ func Open(network, address string, n int) (*Group, error) {
 // would share its connections with its double. A socket without it finds out;
 // as it has SO_REUSEADDR, like all listeners of package net, connections of a
 // former server in TIME_WAIT do not count.
+//
+// The socket is bound, and never listens: a client that connected to it would be
+// reset.
 func probe(network, address string) error {
-	l, err := listen(network, address, func(_, _ string, rc syscall.RawConn) error {
-		// A client that connected to the probe would be reset; one whose
-		// request is dropped asks again.
-		_ = gate.Shut(rc) // best effort: it is for a moment only
-		return nil
+	l, err := listen(network, address, func(_, address string, rc syscall.RawConn) error {
+		var opErr error
+		err := rc.Control(func(fd uintptr) { opErr = bind(int(fd), address) })
+		return cmp.Or(err, opErr, errProbed)
 	})
-	if err != nil {
-		// Package net names [::] 0.0.0.0.
-		return fmt.Errorf("address %s is not free: %w", address, err)
+	if err == nil {
+		return errors.Join(errors.New("the probe listens"), l.Close()) // cannot be
 	}
-	return l.Close()
+	if errors.Is(err, errProbed) {
+		return nil
+	}
+	// Package net names [::] 0.0.0.0.
+	return fmt.Errorf("address %s is not free: %w", address, err)
+}
+
+// errProbed ends a listen that was only a probe.
+var errProbed = errors.New("the address is free")
+
+// bind binds a socket that package net has made for an address.
+func bind(fd int, address string) error {
+	addr, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		return err
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return os.NewSyscallError("getsockname", err)
+	}
+	ip := addr.AddrPort().Addr()
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		sa.Port = addr.Port
+		if ip.IsValid() {
+			sa.Addr = ip.Unmap().As4()
+		}
+	case *unix.SockaddrInet6:
+		sa.Port = addr.Port
+		if ip.IsValid() && !ip.IsUnspecified() {
+			sa.Addr = ip.As16()
+		}
+		if i, err := net.InterfaceByName(addr.Zone); err == nil {
+			sa.ZoneId = uint32(i.Index)
+		}
+	}
+	return os.NewSyscallError("bind", unix.Bind(fd, sa))
 }
 
 func setReuse(_, _ string, rc syscall.RawConn) error {

@@ -103,13 +103,17 @@ func (g *Group) Queued(seat int) (int, error) {
 	return gate.Queued(rawFD(g.FD(seat)))
 }
 
-// Shut makes the kernel drop requests for new connections to the seat's
-// socket. Those whose handshake is under way still arrive.
-func (g *Group) Shut(seat int) error {
+// ShutSeat makes the kernel drop requests for new connections to the seat's
+// socket, where the kernel lets this process do so: see [gate.ShutOne]. Those
+// whose handshake is under way still arrive.
+func (g *Group) ShutSeat(seat int) error {
 	if err := g.check(seat); err != nil {
-		return fmt.Errorf("attach SYN filter: %w", err)
+		return fmt.Errorf("shut a seat: %w", err)
 	}
-	return gate.Shut(rawFD(g.FD(seat)))
+	if out := gate.ShutOne(rawFD(g.FD(seat))); out.Mechanism == gate.None {
+		return fmt.Errorf("shut seat %d: %w", seat, out.Refused)
+	}
+	return nil
 }
 
 // Shrink closes the last socket, unless the group is shared. Connections in

@@ -7,6 +7,8 @@ package supervised
 import (
 	"errors"
 	"net"
+
+	"github.com/seed-235859eb/usher/internal/gate"
 )
 
 // ErrShared is returned by [Listener.Shut] when other processes go on accepting
@@ -15,8 +17,8 @@ var ErrShared = errors.New("supervised: the socket goes on in another process")
 
 // ErrForeign is returned by [Listener.Shut] when the sockets are not this
 // program's alone. Whoever it is that has them too, systemd for instance, may
-// start another program on them; a filter would stay with the socket, and keep
-// everybody out of that.
+// start another program on them; what stops handshakes would stay with the
+// socket, and keep everybody out of that.
 var ErrForeign = errors.New("supervised: the socket is somebody else's, too")
 
 // A Listener is a listener whose sockets are not this process's alone.
@@ -27,9 +29,14 @@ type Listener interface {
 	// the methods of s before it returns.
 	Served(s Server)
 
-	// Shut stops new handshakes, before Finish. It returns [ErrShared] or
-	// [ErrForeign] when that must not be, and another error when it cannot be.
-	Shut() error
+	// Shut stops new handshakes, before Finish, and returns how. It returns
+	// [ErrShared] or [ErrForeign] when that must not be, and another error when
+	// it is not known how it went.
+	Shut() (gate.Outcome, error)
+
+	// Handshakes returns what is still under way after Shut, as
+	// [gate.Handshakes] does.
+	Handshakes() (gate.Pending, error)
 
 	// Finish has Accept return what the kernel has queued, then close the
 	// sockets, and return errors that wrap [net.ErrClosed] from then on. It does
