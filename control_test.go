@@ -94,6 +94,13 @@ func (l *supervisedListener) Queued() (int, error) { return l.late, nil }
 
 // TestSupervised: where a supervisor has the sockets, it says how to leave, and
 // all that it hands over is served.
+// A gateResult is what a report says of the gate.
+type gateResult struct {
+	guarantee Guarantee
+	gate      Gate
+	reason    string
+}
+
 func TestSupervised(t *testing.T) {
 	for _, tt := range []struct {
 		name      string

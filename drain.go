@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/gate"
@@ -74,21 +73,6 @@ const (
 	GateNone = Gate(gate.None)
 )
 
-// A gateResult is what a drain could do.
-type gateResult struct {
-	guarantee Guarantee
-	gate      Gate
-	reason    string // why there was no better gate
-}
-
-// weaker returns the one that promises less; of equals, one with a reason.
-func (r gateResult) weaker(other gateResult) gateResult {
-	if other.guarantee < r.guarantee || other.guarantee == r.guarantee && r.reason == "" {
-		return other
-	}
-	return r
-}
-
 // Drain stops new connections and waits until those that the kernel has
 // established are accepted; then it closes the socket, so that new connects
 // are refused. It returns what it could guarantee.
@@ -99,23 +83,44 @@ func (r gateResult) weaker(other gateResult) gateResult {
 // many connections were waiting. A second call waits for the first.
 func (l *Listener) Drain(ctx context.Context) (Guarantee, error) {
 	l.markStopping()
-	l.shutGate(ctx)
+	first := false
+	l.drainOnce.Do(func() { first = true })
+	if first {
+		l.shutGate(ctx)
+		close(l.gateShut)
+	}
 	select {
-	case <-l.drained:
-		return l.gateResult().guarantee, nil
+	case <-l.drained():
+		return l.result().guarantee(), nil
 	case <-l.closed:
-		return l.gateResult().guarantee, nil
+		return l.result().guarantee(), nil
 	case <-ctx.Done():
 	}
 	queued := ""
 	if n, err := l.Queued(); err == nil {
 		queued = fmt.Sprintf(" with %d connections in the accept queue", n)
 	}
-	l.mu.Lock()
-	l.guarantee = GuaranteeNone
-	l.closeSocket()
-	l.mu.Unlock()
+	if first {
+		l.closeSocket()
+	}
 	return GuaranteeNone, fmt.Errorf("usher: drain of %v cut short%s: %w", l.Addr(), queued, context.Cause(ctx))
+}
+
+// drained returns a channel that is closed when the socket is, and each
+// connection that came from it is counted.
+func (l *Listener) drained() <-chan struct{} {
+	if below := l.under(); below != nil {
+		return below.drained()
+	}
+	return l.socket.Done()
+}
+
+// closeSocket closes the socket with what its queue holds.
+func (l *Listener) closeSocket() {
+	if below := l.under(); below != nil {
+		below.closeSocket()
+	}
+	l.socket.Close()
 }
 
 // markStopping notes that a stop has begun. From here on the fate of each
@@ -124,82 +129,105 @@ func (l *Listener) markStopping() {
 	l.conns.BeginStop()
 	l.conns.Want(track.Left | track.Quiet | track.Detached)
 	l.signalRoom() // in a stop all newcomers have a place
+	if below := l.under(); below != nil {
+		below.markStopping()
+	}
 }
 
-func (l *Listener) gateResult() gateResult {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return gateResult{l.guarantee, l.gate, l.gateReason}
+// A drainResult is what a drain could do.
+type drainResult struct{ gate.Result }
+
+func (r drainResult) guarantee() Guarantee { return Guarantee(r.Guarantee) }
+
+// result returns what the drain has come to.
+func (l *Listener) result() drainResult {
+	if below := l.under(); below != nil {
+		return below.result()
+	}
+	return drainResult{l.socket.Result()}
 }
 
 // shutGate goes through the steps of Drain up to the point where the socket is
-// closed as soon as its queue is empty. A second call does nothing.
+// closed as soon as its queue is empty.
 func (l *Listener) shutGate(ctx context.Context) {
-	if l.draining.Swap(true) {
-		return
-	}
-	l.mu.Lock()
-	below := l.below
-	l.mu.Unlock()
-	if below != nil {
-		g, _ := below.Drain(ctx)
-		r := below.gateResult()
-		l.mu.Lock()
-		l.guarantee, l.gate, l.gateReason = g, r.gate, r.reason
-		l.closeSocket()
-		l.mu.Unlock()
+	if below := l.under(); below != nil {
+		below.drainOnce.Do(func() {
+			below.shutGate(ctx)
+			close(below.gateShut)
+		})
 		return
 	}
 	if sv, ok := l.inner.(supervised.Listener); ok {
-		l.finish(ctx, sv)
+		l.socket.Finish(l.logged(l.shutSupervised(ctx, sv)))
+		sv.Finish()
 		return
 	}
-	rc, err := l.SyscallConn()
+	l.socket.Empty(l.logged(l.shutSocket(ctx)))
+}
+
+// logged says so if new handshakes are not stopped.
+func (l *Listener) logged(r gate.Result) gate.Result {
+	if r.Guarantee < gate.GuaranteeAll {
+		l.log.Info("usher: new handshakes are not stopped; one that ends while the listener is closed is lost", "addr", l.Addr(), "reason", r.Reason)
+	}
+	return r
+}
+
+func (l *Listener) shutSocket(ctx context.Context) gate.Result {
+	rc, err := l.socket.SyscallConn()
 	if err != nil {
-		l.empty(l.ungated(GuaranteeNone, err.Error()))
-		return
+		return gate.Result{Guarantee: gate.GuaranteeNone, Mechanism: gate.None, Reason: err.Error()}
 	}
-	if ul, ok := l.inner.(*net.UnixListener); ok {
-		if err := l.unpublish(ul); err != nil {
-			l.empty(l.ungated(GuaranteeQueue, err.Error()))
-			return
-		}
-		// A connect is one step: who found the name is in the queue by now.
-		l.empty(gateResult{GuaranteeAll, GateName, ""})
-		return
+	if _, ok := l.inner.(*net.UnixListener); ok {
+		return l.socket.RemoveName()
 	}
 	if _, own := l.inner.(ownListener); !own && !l.opts.Exclusive {
-		l.empty(l.ungated(GuaranteeQueue, "the socket is neither from usher.Listen nor Exclusive"))
-		return
+		return ungated("the socket is neither from usher.Listen nor Exclusive")
 	}
-	l.empty(l.awaitGate(ctx, gate.Shut(rc), func() (gate.Pending, error) { return gate.Handshakes(rc) }))
+	return l.awaitGate(ctx, gate.Shut(rc), func() (gate.Pending, error) { return gate.Handshakes(rc) })
+}
+
+// shutSupervised asks the supervisor of this process to stop handshakes.
+func (l *Listener) shutSupervised(ctx context.Context, sv supervised.Listener) gate.Result {
+	switch out, err := sv.Shut(); {
+	case err == nil:
+		return l.awaitGate(ctx, out, sv.Handshakes)
+	case errors.Is(err, supervised.ErrShared):
+		return gate.Result{Guarantee: gate.GuaranteeAll, Mechanism: gate.Mechanism(GateSiblings)}
+	case errors.Is(err, supervised.ErrForeign):
+		return ungated("the socket is not this program's alone")
+	default:
+		return ungated(err.Error())
+	}
 }
 
 // ungated says that new handshakes are not stopped.
-func (l *Listener) ungated(g Guarantee, reason string) gateResult {
-	l.log.Info("usher: new handshakes are not stopped; one that ends while the listener is closed is lost", "addr", l.Addr(), "reason", reason)
-	return gateResult{g, GateNone, reason}
+func ungated(reason string) gate.Result {
+	return gate.Result{Guarantee: gate.GuaranteeQueue, Mechanism: gate.None, Reason: reason}
 }
 
 // awaitGate waits, if new handshakes have been stopped, for those under way.
-func (l *Listener) awaitGate(ctx context.Context, out gate.Outcome, look func() (gate.Pending, error)) gateResult {
+func (l *Listener) awaitGate(ctx context.Context, out gate.Outcome, look func() (gate.Pending, error)) gate.Result {
 	reason := ""
 	if out.Refused != nil {
 		reason = strings.ReplaceAll(out.Refused.Error(), "\n", "; ")
 	}
 	switch out.Mechanism {
 	case gate.None:
-		return l.ungated(GuaranteeQueue, reason)
+		return ungated(reason)
 	case gate.Filter:
 		l.log.Info("usher: new handshakes are dropped, not refused: clients wait for a second", "addr", l.Addr(), "reason", reason)
 	case gate.Name:
-		return gateResult{GuaranteeAll, GateName, reason}
+		return gate.Result{Guarantee: gate.GuaranteeAll, Mechanism: gate.Name, Reason: reason}
 	}
 	if open := l.awaitHandshakes(ctx, look); open > 0 {
 		// Until these are shut too, the kernel goes on giving us connections.
-		return l.ungated(GuaranteeQueue, fmt.Sprintf("%d other sockets of the SO_REUSEPORT group go on", open))
+		return ungated(fmt.Sprintf("%d other sockets of the SO_REUSEPORT group go on", open))
 	}
-	return gateResult{GuaranteeAll, Gate(out.Mechanism), reason}
+	if ctx.Err() != nil {
+		return ungated("there was no time to wait for handshakes under way")
+	}
+	return gate.Result{Guarantee: gate.GuaranteeAll, Mechanism: out.Mechanism, Reason: reason}
 }
 
 // nextLook is how soon the kernel is asked again for handshakes under way: long
@@ -241,52 +269,6 @@ func (l *Listener) awaitHandshakes(ctx context.Context, look func() (gate.Pendin
 	}
 }
 
-// finish has a supervised listener empty and close its sockets.
-func (l *Listener) finish(ctx context.Context, sv supervised.Listener) {
-	var r gateResult
-	switch out, err := sv.Shut(); {
-	case err == nil:
-		r = l.awaitGate(ctx, out, sv.Handshakes)
-	case errors.Is(err, supervised.ErrShared):
-		r = gateResult{GuaranteeAll, GateSiblings, ""}
-	case errors.Is(err, supervised.ErrForeign):
-		r = l.ungated(GuaranteeQueue, "the socket is not this program's alone")
-	default:
-		r = l.ungated(GuaranteeQueue, err.Error())
-	}
-	l.mu.Lock()
-	l.guarantee, l.gate, l.gateReason = r.guarantee, r.gate, r.reason
-	l.finishing = true
-	l.mu.Unlock()
-	sv.Finish()
-}
-
-// unpublish removes the name of a unix socket. An Accept under way fails for
-// it; l.mu keeps that from being seen before the heir is in place.
-func (l *Listener) unpublish(ul *net.UnixListener) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.socketGone {
-		return nil
-	}
-	heir, err := gate.Unpublish(ul)
-	if err != nil {
-		return err
-	}
-	l.socket = heir
-	return nil
-}
-
-// empty has the socket closed as soon as its queue is empty.
-func (l *Listener) empty(r gateResult) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.guarantee, l.gate, l.gateReason = r.guarantee, r.gate, r.reason
-	l.emptying = true
-	l.closeIfEmpty()
-	l.noteDrained()
-}
-
 // Queued returns the number of connections in the kernel's accept queue. Only
 // TCP on Linux tells the number; elsewhere 1 stands for one or more. The error
 // wraps [errors.ErrUnsupported] where nothing is known.
@@ -294,61 +276,8 @@ func (l *Listener) Queued() (int, error) {
 	if sv, ok := l.inner.(supervised.Listener); ok {
 		return sv.Queued()
 	}
-	rc, err := l.SyscallConn()
-	if err != nil {
-		return 0, err
+	if below := l.under(); below != nil {
+		return below.Queued()
 	}
-	return gate.Queued(rc)
-}
-
-// closeIfEmpty closes the socket if that is wanted and nobody waits in its
-// queue. It is called before each accept, so that the moment between the last
-// look and the close is as short as can be. Its caller holds l.mu.
-func (l *Listener) closeIfEmpty() {
-	if !l.emptying || l.socketGone {
-		return
-	}
-	if l.guarantee > GuaranteeNone {
-		sc, ok := l.socket.(syscall.Conn)
-		if !ok {
-			l.guarantee = GuaranteeNone
-		} else if rc, err := sc.SyscallConn(); err != nil {
-			l.guarantee = GuaranteeNone
-		} else if n, err := gate.Queued(rc); err != nil {
-			l.guarantee = GuaranteeNone
-		} else if n > 0 {
-			return
-		}
-	}
-	l.closeSocket()
-}
-
-// closeSocket closes the socket without waiting: a foreign listener's Close
-// may block. Its caller holds l.mu.
-func (l *Listener) closeSocket() error {
-	if l.socketGone {
-		return nil
-	}
-	l.socketGone = true
-	defer l.noteDrained()
-	switch l.socket.(type) {
-	case ownListener, *net.TCPListener, *net.UnixListener:
-		return l.socket.Close()
-	}
-	socket := l.socket
-	go func() {
-		if err := socket.Close(); err != nil {
-			l.log.Warn("usher: close of the listener failed", "addr", l.Addr(), "error", err)
-		}
-	}()
-	return nil
-}
-
-// noteDrained closes l.drained when the socket is closed and every connection
-// that came from it is counted. Its caller holds l.mu.
-func (l *Listener) noteDrained() {
-	if l.socketGone && l.accepting == 0 && !l.isDrained {
-		l.isDrained = true
-		close(l.drained)
-	}
+	return l.socket.Queued()
 }

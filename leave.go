@@ -56,7 +56,7 @@ const http2Settle = 100 * time.Millisecond
 // drain waits until the listeners are closed and all HTTP/1 connections have
 // left, and closes those that are silent for too long. It returns what comes
 // from closed.
-func (s *Server) drain(ctx context.Context, cause stopCause, closed <-chan gateResult) (g gateResult) {
+func (s *Server) drain(ctx context.Context, cause stopCause, closed <-chan drainResult) (g drainResult) {
 	grace, settle := s.opts.Shutdown.IdleGrace, http2Settle
 	if deadline, ok := ctx.Deadline(); ok {
 		// What is closed for its silence must not be cut for it.

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -101,32 +100,24 @@ func (o ListenerOptions) validate(prefix string) error {
 //
 // All methods may be called from many goroutines at once.
 type Listener struct {
-	inner   net.Listener // as given; Addr asks it
-	opts    ListenerOptions
-	log     *slog.Logger
-	conns   *track.Set
-	closed  chan struct{} // closed by Close
-	room    chan struct{} // has an element when a newcomer should look for a place
-	drained chan struct{} // closed when the socket is closed and no Accept is under way
+	inner  net.Listener // as given; Addr asks it
+	opts   ListenerOptions
+	log    *slog.Logger
+	conns  *track.Set
+	socket *gate.Socket
+	room   chan struct{} // has an element when a newcomer should look for a place
 
-	draining atomic.Bool // Drain has been called
+	closed    chan struct{} // closed by Close
+	closeOnce sync.Once
+	drainOnce sync.Once
+	gateShut  chan struct{} // closed when handshakes have ended, or will not be waited for
 
-	mu         sync.Mutex
-	socket     net.Listener // inner, or its heir after a unix socket's name was removed
-	accepting  int          // calls of socket.Accept under way, until the connection is counted
-	emptying   bool         // close the socket when its queue is empty
-	finishing  bool         // inner closes its sockets when their queues are empty
-	socketGone bool         // the socket has been closed
-	isClosed   bool         // Close has been called
-	isDrained  bool         // drained has been closed
-	guarantee  Guarantee
-	gate       Gate
-	gateReason string
-	below      *Listener     // under a TLS listener that was given as inner, once known
-	observer   observer      // the Server that serves it, or nil
-	newcomers  int           // connections that wait for a place
-	evictable  []*track.Conn // those found idle when last looked, longest first
-	evicted    uint64        // connections closed for MaxConns or for want of descriptors
+	mu        sync.Mutex    // guards the following
+	below     *Listener     // that inner accepts from, if it speaks TLS on top of one; or nil
+	observer  observer      // the Server that serves it, or nil
+	newcomers int           // connections that wait for a place
+	evictable []*track.Conn // those found idle when last looked, longest first
+	evicted   uint64        // connections closed for MaxConns or for want of descriptors
 }
 
 // An observer is what a Listener tells of itself. It must not block.
@@ -202,20 +193,37 @@ func newListener(inner net.Listener, opts ListenerOptions, log *slog.Logger) *Li
 		opts.HandshakeGrace = defaultHandshakeGrace
 	}
 	l := &Listener{
-		inner:   inner,
-		socket:  inner,
-		opts:    opts,
-		log:     log,
-		closed:  make(chan struct{}),
-		room:    make(chan struct{}, 1),
-		drained: make(chan struct{}),
+		inner:    inner,
+		opts:     opts,
+		log:      log,
+		closed:   make(chan struct{}),
+		gateShut: make(chan struct{}),
+		room:     make(chan struct{}, 1),
 	}
 	l.conns = track.NewSet((*connOwner)(l))
 	if opts.MaxConns > 0 {
 		l.conns.KeepTime()
 		l.conns.Want(track.Left)
 	}
+	l.below = underTLS(inner, opts, log)
+	if own, ok := inner.(ownListener); ok {
+		inner = own.TCPListener
+	}
+	l.socket = gate.NewSocket(inner)
 	return l
+}
+
+// under returns the Listener that l's inner accepts from, as far as is known.
+func (l *Listener) under() *Listener {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.below
+}
+
+func (l *Listener) setUnder(below *Listener) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.below = below
 }
 
 // Addr returns the address of the wrapped listener.
@@ -224,13 +232,14 @@ func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
 // SyscallConn implements [syscall.Conn]. The error wraps
 // [errors.ErrUnsupported] if the wrapped listener does not.
 func (l *Listener) SyscallConn() (syscall.RawConn, error) {
-	l.mu.Lock()
-	socket := l.socket
-	l.mu.Unlock()
-	if sc, ok := socket.(syscall.Conn); ok {
-		return sc.SyscallConn()
+	if below := l.under(); below != nil {
+		return below.SyscallConn()
 	}
-	return nil, fmt.Errorf("usher: %T hides its socket: %w", socket, errors.ErrUnsupported)
+	rc, err := l.socket.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("usher: %w", err)
+	}
+	return rc, nil
 }
 
 // Accept waits for the next connection. What it returns behaves as the
@@ -245,23 +254,29 @@ func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 func (l *Listener) Accept() (net.Conn, error) {
 	var backoff time.Duration
 	for {
-		c, tracked, err := l.acceptOne()
-		if err == nil {
-			if tracked != nil {
-				if !l.admit() {
-					tracked.Cut()
-					return nil, l.closedError("accept")
-				}
-				return tracked, nil
+		var tracked *track.Conn
+		c, err := l.socket.Accept(func(c net.Conn) {
+			if below := listenerOf(track.Of(c)); below != nil {
+				l.setUnder(below) // which follows the connection
+				return
 			}
-			return c, nil
-		}
+			// net/http needs to see a *tls.Conn itself.
+			if _, ok := c.(*tls.Conn); !ok {
+				tracked = l.conns.Add(c)
+			}
+		})
 		switch {
-		case errors.Is(err, errSocketGone):
+		case err == nil && tracked == nil:
+			return c, nil
+		case err == nil:
+			if !l.admit() {
+				tracked.Cut()
+				return nil, l.closedError("accept")
+			}
+			return tracked, nil
+		case errors.Is(err, gate.ErrClosed):
 			<-l.closed
 			return nil, l.closedError("accept")
-		case errors.Is(err, errSocketSwapped):
-			continue
 		case !isExhausted(err):
 			return nil, err
 		}
@@ -273,53 +288,6 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return nil, l.closedError("accept")
 		}
 	}
-}
-
-var (
-	errSocketGone    = errors.New("usher: socket closed")
-	errSocketSwapped = errors.New("usher: socket replaced")
-)
-
-// acceptOne accepts from the socket and counts the connection before anybody
-// could think that none is left.
-func (l *Listener) acceptOne() (net.Conn, *track.Conn, error) {
-	l.mu.Lock()
-	l.closeIfEmpty()
-	if l.socketGone || l.isClosed {
-		l.mu.Unlock()
-		return nil, nil, errSocketGone
-	}
-	socket := l.socket
-	l.accepting++
-	l.mu.Unlock()
-
-	c, err := socket.Accept()
-
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.accepting--
-	defer l.noteDrained()
-	if err != nil {
-		switch {
-		case l.socketGone || l.isClosed:
-			err = errSocketGone
-		case l.socket != socket:
-			err = errSocketSwapped
-		case l.finishing && errors.Is(err, net.ErrClosed):
-			l.closeSocket()
-			err = errSocketGone
-		}
-		return nil, nil, err
-	}
-	if tc, ok := c.(*tls.Conn); ok {
-		// net/http needs to see the *tls.Conn itself. If the TLS listener was
-		// made on top of a Listener, that one does our work.
-		if below := listenerOf(track.Of(tc)); below != nil {
-			l.below = below
-		}
-		return tc, nil, nil
-	}
-	return nil, l.conns.Add(c), nil
 }
 
 // pause waits for d and reports false if l was closed meanwhile.
@@ -338,15 +306,12 @@ func (l *Listener) pause(d time.Duration) bool {
 // return an error that wraps [net.ErrClosed]. Connections in the accept queue
 // are reset; those that were accepted stay. It does not block. Calls after the
 // first do nothing and return nil.
-func (l *Listener) Close() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.isClosed {
-		return nil
-	}
-	l.isClosed = true
-	close(l.closed)
-	return l.closeSocket()
+func (l *Listener) Close() (err error) {
+	l.closeOnce.Do(func() {
+		close(l.closed)
+		err = l.socket.Close()
+	})
+	return err
 }
 
 func (l *Listener) closedError(op string) error {

@@ -224,8 +224,13 @@ func TestTLSListenerOnTop(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		ours bool
+		hide bool
 		want Guarantee
-	}{{"over a Listener", true, best(GuaranteeAll)}, {"over another", false, GuaranteeNone}} {
+	}{
+		{"over a Listener", true, false, best(GuaranteeAll)},
+		{"over that of Listen", false, false, best(GuaranteeAll)}, // usher reaches through it (#12)
+		{"hidden", false, true, GuaranteeNone},
+	} {
 		t.Run(tt.name, func(t *testing.T) {
 			opts := quickly()
 			inner, err := Listen("tcp", "127.0.0.1:0")
@@ -243,6 +248,9 @@ func TestTLSListenerOnTop(t *testing.T) {
 			ts.http.Handler = g
 			ts.Server = Wrap(ts.http, opts)
 			tl := tls.NewListener(inner, &tls.Config{Certificates: []tls.Certificate{testCert()}})
+			if tt.hide {
+				tl = struct{ net.Listener }{tl}
+			}
 			go func() { ts.served <- ts.Serve(tl) }()
 			client := ts.client()
 			got := make(chan error, 1)
@@ -260,7 +268,7 @@ func TestTLSListenerOnTop(t *testing.T) {
 				t.Error(err)
 			}
 			client.CloseIdleConnections()
-			if tt.ours {
+			if !tt.hide {
 				silent.ended()
 			} else {
 				silent.Close() // usher cannot tell whether it is silent

@@ -268,6 +268,9 @@ func (s *Server) adopt(l *Listener) {
 	}
 	l.observe(s)
 	s.listeners = append(s.listeners, l)
+	if below := l.under(); below != nil {
+		s.adopt(below)
+	}
 	if s.Phase() >= PhaseGate {
 		l.markStopping()
 	}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/gate"
 	"github.com/seed-235859eb/usher/internal/track"
 )
 
@@ -163,7 +164,7 @@ func (s *Server) stop(parent context.Context, cause stopCause) {
 	s.lameDuck(ctx)
 	s.enterPhase(PhaseGate)
 	s.beginDrain()
-	closed := make(chan gateResult, 1)
+	closed := make(chan drainResult, 1)
 	go func() { closed <- s.closeListeners(ctx, cause) }()
 	gate := s.drain(ctx, cause, closed)
 	if ctx.Err() == nil {
@@ -220,7 +221,7 @@ func (s *Server) beginDrain() {
 
 // closeListeners goes through the gate and empties the accept queues, and
 // returns the weakest result of all listeners.
-func (s *Server) closeListeners(ctx context.Context, cause stopCause) gateResult {
+func (s *Server) closeListeners(ctx context.Context, cause stopCause) drainResult {
 	s.mu.Lock()
 	listeners, unseen := slices.Clone(s.listeners), s.unseen
 	s.mu.Unlock()
@@ -228,37 +229,40 @@ func (s *Server) closeListeners(ctx context.Context, cause stopCause) gateResult
 		for _, l := range listeners {
 			l.Close()
 		}
-		return gateResult{GuaranteeNone, GateNone, cause.reason}
+		return drainResult{gate.Result{Mechanism: gate.None, Reason: cause.reason}}
 	}
 	type result struct {
-		gateResult
+		drainResult
 		err error
 	}
 	shut, results := make(chan struct{}), make(chan result)
-	n, open := 0, 0
+	open, undrained := len(listeners), len(listeners)
 	for _, l := range listeners {
-		n++
-		open++
 		go func() {
-			l.shutGate(ctx)
-			shut <- struct{}{}
 			_, err := l.Drain(ctx)
-			results <- result{l.gateResult(), err}
+			results <- result{l.result(), err}
+		}()
+		go func() {
+			select {
+			case <-l.gateShut:
+			case <-ctx.Done():
+			}
+			shut <- struct{}{}
 		}()
 	}
-	weakest := gateResult{guarantee: GuaranteeAll}
+	weakest := drainResult{gate.Result{Guarantee: gate.GuaranteeAll}}
 	if unseen {
-		weakest = gateResult{GuaranteeNone, GateNone, "the http.Server was told to serve directly"}
+		weakest = drainResult{gate.Result{Mechanism: gate.None, Reason: "the http.Server was told to serve directly"}}
 	}
-	for n > 0 {
+	for open > 0 || undrained > 0 {
 		select {
 		case <-shut:
 			if open--; open == 0 {
 				s.enterPhase(PhaseAcceptQueue)
 			}
 		case r := <-results:
-			n--
-			weakest = weakest.weaker(r.gateResult)
+			undrained--
+			weakest = drainResult{weakest.Weaker(r.Result)}
 			if r.err != nil {
 				s.log.Warn("usher: accept queue not served", "error", r.err)
 			}
@@ -383,13 +387,13 @@ func (s *Server) waitEmpty(ctx context.Context, d time.Duration, cause stopCause
 }
 
 // conclude writes the report.
-func (s *Server) conclude(began time.Time, cause stopCause, gate gateResult, reached Phase, failed error) {
+func (s *Server) conclude(began time.Time, cause stopCause, drained drainResult, reached Phase, failed error) {
 	report := s.countFates()
 	// Their Close hangs, or their Accept has not returned them yet.
 	report.Cut, report.StillOpen = report.Cut+report.StillOpen, 0
 	report.Reason = cause.reason
 	report.Took = time.Since(began)
-	report.Guarantee, report.Gate, report.GateReason = gate.guarantee, gate.gate, gate.reason
+	report.Guarantee, report.Gate, report.GateReason = drained.guarantee(), Gate(drained.Mechanism), drained.Reason
 
 	s.mu.Lock()
 	if s.bypassed {

@@ -157,7 +157,7 @@ func (s *Server) Stats() Stats {
 		st.Fairness = &f
 	}
 	for _, l := range listeners {
-		if n, err := l.Queued(); err == nil {
+		if n, err := l.Queued(); err == nil && l.under() == nil {
 			st.AcceptQueue += n
 		}
 		l.mu.Lock()

@@ -1,9 +1,30 @@
 package usher
 
 import (
+	"log/slog"
 	"net"
 	"reflect"
 )
+
+// underTLS returns a Listener below l if l is a listener of crypto/tls, else
+// nil. It puts one there, if there is none: the socket below can be emptied
+// before it is closed, and the connections below TLS tell what they do.
+func underTLS(l net.Listener, opts ListenerOptions, log *slog.Logger) *Listener {
+	field, ok := tlsInner(l)
+	if !ok {
+		return nil
+	}
+	inner, _ := field.Interface().(net.Listener)
+	if inner == nil {
+		return nil
+	}
+	below, ok := inner.(*Listener)
+	if !ok {
+		below = newListener(inner, opts, log)
+		field.Set(reflect.ValueOf(below))
+	}
+	return below
+}
 
 // listenerUnderTLS returns the Listener that a listener of crypto/tls accepts
 // from, or nil.

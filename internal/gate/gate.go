@@ -36,7 +36,7 @@ const (
 	Filter Mechanism = "filter"
 
 	// Name is that of a unix socket, which was taken out of the file system:
-	// who connects finds nobody. See [Unpublish].
+	// who connects finds nobody. See [Socket.RemoveName].
 	Name Mechanism = "name"
 
 	// None: nothing stops them.

@@ -1,0 +1,13 @@
+//go:build !unix
+
+package gate
+
+import (
+	"fmt"
+	"net"
+)
+
+// unpublish is not supported on this system.
+func (n *unixName) unpublish(l net.Listener) (heir net.Listener, removed bool, err error) {
+	return l, false, fmt.Errorf("duplicate unix listener: %w", errUnsupported)
+}
