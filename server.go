@@ -59,28 +59,29 @@ func (o Options) withDefaults() Options {
 // and requests take net/http's path. All methods may be called from many
 // goroutines at once.
 type Server struct {
-	http *http.Server
-	opts Options
-	log  *slog.Logger
-
+	http    *http.Server
+	opts    Options
+	log     *slog.Logger
+	valid   bool     // Wrap has found no fault
 	limiter *Limiter // nil without Options.Fairness.Slots
+	opaque  *opaqueConns
+	install sync.Once // of the hooks into http
 
-	install   sync.Once
-	valid     bool        // Wrap has found no fault
-	endsHTTP  atomic.Bool // the stop has called, or is about to, Shutdown or Close of http
 	phase     atomic.Int32
 	begun     atomic.Uint64 // requests
 	ended     atomic.Uint64 // of those
+	aborted   atomic.Int64  // HTTP/1 responses that were cut though their handlers had returned
 	newcomers atomic.Int32  // connections that wait for a place among MaxConns
-	draining  chan struct{} // closed when the drain begins
-	wake      chan struct{} // has an element when the stop should look again
-	hurry     chan struct{} // closed to cut the lame duck short
-	opaque    *opaqueConns
-	now       chan struct{} // closed to end at once
-	done      chan struct{} // closed when the stop has ended
+	endsHTTP  atomic.Bool   // the stop has called, or is about to, Shutdown or Close of http
 
-	mu         sync.Mutex
-	err        error // what is wrong with the options
+	draining chan struct{} // closed when the drain begins
+	wake     chan struct{} // has an element when the stop should look again
+	hurry    chan struct{} // closed to cut the lame duck short
+	now      chan struct{} // closed to end at once
+	done     chan struct{} // closed when the stop has ended
+
+	mu         sync.Mutex // guards the following
+	err        error      // what is wrong with the options
 	listeners  []*Listener
 	hooks      []hook
 	hooksRun   bool                      // all of them have
@@ -316,9 +317,6 @@ func (s *Server) chain() {
 		}
 		s.http.Handler = s.handler(h)
 		if s.limiter != nil {
-			// Outside: a response is its connection's last if the drain has begun
-			// by the time its request has a slot.
-			s.http.Handler = s.limiter.Handler(s.http.Handler)
 			s.http.ConnContext = s.connContext(s.http.ConnContext)
 		}
 		s.http.ConnState = s.connState(s.http.ConnState)

@@ -293,13 +293,12 @@ func (s *Server) finish(ctx context.Context, cause stopCause) {
 	<-returned
 }
 
-// endHTTP calls net/http's Shutdown, unless somebody has before: that runs the
-// functions of RegisterOnShutdown, and would do so again. Its error is a
-// listener's, which Listener logs, or ctx's.
+// endHTTP calls net/http's Shutdown, unless this stop or somebody else has
+// before: that runs the functions of RegisterOnShutdown, and would do so again.
+// Its error is a listener's, which Listener logs, or ctx's.
 func (s *Server) endHTTP(ctx context.Context) {
 	s.mu.Lock()
-	again := s.bypassed
-	s.endsHTTP.Store(true)
+	again := s.endsHTTP.Swap(true) || s.bypassed
 	s.mu.Unlock()
 	if !again {
 		s.http.Shutdown(ctx)

@@ -128,6 +128,9 @@ func (s *Server) countFates() Report {
 			r.StillOpen += n.Open
 		}
 	}
+	// Their connections were closed as those of answered requests are.
+	aborted := min(int(s.aborted.Load()), r.Served)
+	r.Served, r.Cut = r.Served-aborted, r.Cut+aborted
 	return r
 }
 

@@ -54,11 +54,20 @@ func newYieldingBody(l *Limiter, e *lease, c *Conn, d deadlines, orig, inner *ht
 func (b *yieldingBody) Read(p []byte) (n int, err error) {
 	b.await(func() { n, err = b.ReadCloser.Read(p) })
 	if err == io.EOF {
-		// net/http has put trailers that were not announced into its own.
-		b.inner.Trailer = b.orig.Trailer
-		b.eof.Store(true)
+		b.atEOF()
 	}
 	return n, err
+}
+
+// atEOF notes that all of the body has been read.
+func (b *yieldingBody) atEOF() {
+	b.eof.Store(true)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.over {
+		// net/http has put trailers that were not announced into its own.
+		b.inner.Trailer = b.orig.Trailer
+	}
 }
 
 // Close closes the body. net/http reads some of what the client still sends.

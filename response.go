@@ -10,17 +10,30 @@ import (
 	"github.com/felixge/httpsnoop"
 )
 
-// handler wraps the user's handler. As long as the server serves it adds an
-// atomic count and two loads; the ResponseWriter stays net/http's own.
+// handler wraps the user's handler. As long as the server serves it adds two
+// atomic counts and three loads; the ResponseWriter stays net/http's own.
+//
+// What stands outside the limiter counts requests that wait for a slot, too.
+// Inside it, a response is its connection's last if the drain has begun by the
+// time its request has a slot.
 func (s *Server) handler(next http.Handler) http.Handler {
+	inner := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.Phase() <= PhaseServing && s.newcomers.Load() == 0 {
+			next.ServeHTTP(w, r)
+		} else {
+			s.serveLast(w, r, next)
+		}
+		if s.Phase() == PhaseHard {
+			s.abortUnfinished(w, r, false)
+		}
+	}))
+	if s.limiter != nil {
+		inner = s.limiter.Handler(inner)
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.begun.Add(1)
 		defer s.ended.Add(1)
-		if s.Phase() <= PhaseServing && s.newcomers.Load() == 0 {
-			next.ServeHTTP(w, r)
-			return
-		}
-		s.serveLast(w, r, next)
+		inner.ServeHTTP(w, r)
 	})
 }
 
@@ -30,12 +43,12 @@ func (s *Server) handler(next http.Handler) http.Handler {
 // or a newcomer still waits: for HTTP/1 the client reads that, and for HTTP/2
 // net/http makes a GOAWAY of it.
 func (s *Server) serveLast(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	wrote := false
+	wrote, inTime := false, false
 	beforeHeader := func(code int) {
 		if wrote || code < 200 && code != http.StatusSwitchingProtocols {
 			return // sent already, or only an informational header comes
 		}
-		wrote = true
+		wrote, inTime = true, s.Phase() < PhaseHard
 		if code != http.StatusSwitchingProtocols && (s.Phase() > PhaseLameDuck || s.newcomers.Load() > 0) {
 			sayClose(w.Header(), r)
 		}
@@ -62,6 +75,9 @@ func (s *Server) serveLast(w http.ResponseWriter, r *http.Request, next http.Han
 		},
 	})
 	next.ServeHTTP(hooked, r)
+	if inTime && s.Phase() == PhaseHard {
+		s.abortUnfinished(w, r, true)
+	}
 	// A handler that wrote nothing gets its header written when it returns.
 	beforeHeader(http.StatusOK)
 }
