@@ -353,8 +353,9 @@ func (m *Master) carryOut(a fleet.Action) {
 	case fleet.AllReady:
 		s := m.fleet.Snapshot(time.Now())
 		m.log.Info("prefork: all seats serve", "workers", s.Serving, "generation", s.Generation)
-		m.status = m.summary()
-		m.manage(func() error { return m.sd.Ready(m.status) })
+		status := m.summary() // m.status may have changed when it is sent
+		m.status = status
+		m.manage(func() error { return m.sd.Ready(status) })
 	case fleet.RestartDone:
 		m.restartDone(a)
 	case fleet.Over:
