@@ -621,7 +621,6 @@ func TestShrinkWhileOthersHold(t *testing.T) {
 		c.Close()
 		t.Error("a connection came to the socket that was removed")
 	}
-	dial(t, g, 10)
 }
 
 // TestShutSeat: where the kernel lets this process attach the filter, a seat
