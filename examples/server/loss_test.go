@@ -293,7 +293,6 @@ func TestIdleStop(t *testing.T) {
 	}
 }
 
-
 // kinds are one process, and a master with workers.
 func kinds() map[string][]string {
 	return map[string][]string{

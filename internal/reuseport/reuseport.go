@@ -105,6 +105,16 @@ func (g *Group) Queued(seat int) (int, error) {
 	return gate.Queued(rawFD(g.FD(seat)))
 }
 
+// Shut makes the kernel refuse requests for new connections to all sockets, for
+// good, see [gate.Shut]. Nobody else may have them, or go on with them.
+func (g *Group) Shut() gate.Outcome {
+	var weakest gate.Outcome
+	for _, fd := range g.fds {
+		weakest = gate.Weaker(weakest, gate.Shut(rawFD(fd)))
+	}
+	return weakest
+}
+
 // ShutSeat makes the kernel drop requests for new connections to the seat's
 // socket, where the kernel lets this process do so: see [gate.ShutOne]. Those
 // whose handshake is under way still arrive.
