@@ -126,7 +126,7 @@ func TestFinalStopShutsAll(t *testing.T) {
 			want = gate.Pending{}
 		}
 		if p != want {
-			t.Errorf("closing %v: %+v, want %+v", closing, p, want)
+			t.Fatalf("closing %v: %+v, want %+v", closing, p, want)
 		}
 		if !closing {
 			continue
