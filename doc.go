@@ -21,7 +21,8 @@
 //
 //	  - Lame duck (only with Delay): readiness fails, all else goes on, for load
 //	    balancers that learn late.
-//	  - Gate: new handshakes are stopped, those under way finish.
+//	  - Gate: new handshakes are stopped, those under way finish. It is over when
+//	    there are none, HandshakeGrace at the latest.
 //	  - Accept queue: every connection that the kernel has established is
 //	    accepted; then the socket is closed, and new connects are refused.
 //	  - Drain: each response that begins says Connection: close, which makes a
@@ -38,12 +39,18 @@
 //
 // # What is promised, and what is not
 //
-// On Linux, with a TCP socket from [Listen] (Run and ListenAndServe use it) or
-// a unix socket, each connection that its client sees as established is
-// served: [GuaranteeAll]. Sockets from [net.Listen] speak Multipath TCP since Go
-// 1.24 where the kernel has it, and cannot be gated; they and other systems
-// get [GuaranteeQueue], which leaves a window of microseconds, and a listener
-// that hides its socket gets [GuaranteeNone].
+// On Linux, with a TCP socket from [Listen] (Run and ListenAndServe use it),
+// one that is Exclusive (see [ListenerOptions]), or a unix socket, each
+// connection that its client sees as established is served: [GuaranteeAll].
+// Other sockets, which another process may have too, and other systems get
+// [GuaranteeQueue], which leaves a window of microseconds, and a listener that
+// hides its socket, and Windows, get [GuaranteeNone]. [Report] says which it
+// was, and by which [Gate]. No privilege is needed since Linux 5.7. The README
+// has a table of what holds where, for older kernels too.
+//
+// What stops new handshakes on a TCP socket stays with the socket. So it is not
+// done to one that systemd, a parent or a sibling may have: it would keep the
+// next program's clients out.
 //
 // A client that sends on an idle connection in the very moment in which
 // IdleGrace ends loses that request; see [ShutdownOptions] for how rare that
@@ -65,7 +72,9 @@
 //
 // # Notes by message
 //
-//   - "new handshakes cannot be stopped": see [GuaranteeQueue]. Use [Listen].
+//   - "new handshakes are not stopped": see [GuaranteeQueue]; the line has the
+//     reason. Use [Listen], or set [ListenerOptions].Exclusive.
+//   - "new handshakes are dropped, not refused": see [GateFilter].
 //   - "Shutdown or Close of the http.Server was called directly": the program
 //     calls those of the http.Server that it wrapped; requests are lost.
 //   - "accept failed, will try again": the process has no descriptor left; raise

@@ -189,7 +189,7 @@ func (ts *testServer) dial() *rawConn {
 		}
 		c = tc
 	}
-	rc := &rawConn{Conn: c, t: ts.t, r: bufio.NewReader(c)}
+	rc := newRawConn(ts.t, c)
 	if ts.mode.http2() {
 		rc.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 		rc.sendFrame(frameSettings, 0, 0, "")
@@ -202,6 +202,10 @@ type rawConn struct {
 	net.Conn
 	t *testing.T
 	r *bufio.Reader
+}
+
+func newRawConn(t *testing.T, c net.Conn) *rawConn {
+	return &rawConn{Conn: c, t: t, r: bufio.NewReader(c)}
 }
 
 func (c *rawConn) send(s string) {

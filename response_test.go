@@ -196,14 +196,34 @@ func TestHandlerSeesOriginalWriter(t *testing.T) {
 		if _, err := ts.get(ts.client(), "/"); err != nil {
 			t.Fatal(err)
 		}
-		want := "*http.response"
-		if m.http2() {
-			want = "*http.http2responseWriter"
-		}
+		want := writerOf(t, m)
 		if got := <-types; got != want {
 			t.Errorf("the handler got a %s, want %s", got, want)
 		}
 	})
+}
+
+// writerOf returns the type of the ResponseWriter that a bare http.Server gives
+// its handler. Its name changed with Go 1.27.
+func writerOf(t *testing.T, m mode) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	types := make(chan string, 1)
+	srv := newHTTPServer(m, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { types <- fmt.Sprintf("%T", w) }))
+	bare := &testServer{t: t, mode: m, http: srv, net: "tcp", addr: l.Addr().String()}
+	if m.tls() {
+		go srv.ServeTLS(l, "", "")
+	} else {
+		go srv.Serve(l)
+	}
+	defer srv.Close()
+	if _, err := bare.get(bare.client(), "/"); err != nil {
+		t.Fatal(err)
+	}
+	return <-types
 }
 
 // TestUserHooksAreChained: what the user has set is called, and first.

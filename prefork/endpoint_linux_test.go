@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/fleet"
+	"github.com/seed-235859eb/usher/internal/gate"
 	"github.com/seed-235859eb/usher/internal/reuseport"
 	"golang.org/x/sys/unix"
 )
@@ -76,4 +77,70 @@ func TestShutSeat(t *testing.T) {
 	m.closeSeat(1)
 	fill(t, g.Addr(), 5)
 	wantQueued(t, g, 10)
+}
+
+// toMaster is a worker's link to a master in the same process.
+type toMaster struct {
+	m *Master
+	w *Worker
+}
+
+func (l toMaster) send(f frame, _ ...int) error {
+	if f.Type == frameShut {
+		l.m.shutEndpoint(f.Endpoint)
+		return l.w.handle(frame{Type: frameShut, Ask: f.Ask}, nil)
+	}
+	return nil
+}
+
+// TestFinalStopShutsAll: the first worker that is through with its lame duck has
+// the sockets of all seats shut. A connection that came to one that is, while
+// another is not, would wait a second for its answer.
+func TestFinalStopShutsAll(t *testing.T) {
+	for _, closing := range []bool{false, true} {
+		m, g := testMaster(t)
+		w := testWorker(t)
+		w.link, w.master = toMaster{m, w}, true
+		l := sockets(t, g, w)
+		other, err := reuseport.Listener(g.FD(1)) // as its worker has it
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		w.final.Store(true)
+		m.closing = closing
+		out, err := l.Shut()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out.Mechanism != gate.Interface {
+			t.Skipf("%+v", out)
+		}
+		// A master that does not stop shuts nothing, whatever it is asked.
+		p, err := l.Handshakes()
+		if err != nil {
+			t.Skip(err)
+		}
+		want := gate.Pending{Open: 1}
+		if closing {
+			want = gate.Pending{}
+		}
+		if p != want {
+			t.Fatalf("closing %v: %+v, want %+v", closing, p, want)
+		}
+		if !closing {
+			continue
+		}
+		for range 20 {
+			if c, err := net.Dial("tcp", g.Addr().String()); err == nil {
+				c.Close()
+				t.Error("connected after all was shut")
+			} else if !errors.Is(err, unix.ECONNREFUSED) {
+				t.Error(err)
+			}
+		}
+		if g.FD(0) >= 0 {
+			t.Error("the master has kept its sockets")
+		}
+	}
 }

@@ -23,14 +23,44 @@ type endpoint struct {
 
 // closeSockets gives up the master's share of the sockets once the fleet stops:
 // the workers have theirs, and when they are done new connects must be refused.
+// Those of a group it keeps until a worker asks to have them shut.
 func (m *Master) closeSockets() {
 	m.closing = true
 	m.manage(func() error { return m.sd.Stopping("stopping") })
 	m.unpublish()
 	for _, e := range m.endpoints {
-		if err := e.group.Close(); err != nil {
-			m.log.Warn("prefork: close of a socket failed", "endpoint", e.name, "error", err)
+		if e.foreign || e.group.Shared() {
+			m.closeEndpoint(e)
 		}
+	}
+}
+
+// shutEndpoint stops new handshakes on all sockets of a group at once, in the
+// final stop. If each worker did that when it gets there, the kernel would give
+// connections to sockets that are tied away already, and find no way for its
+// answers: a client would wait a second.
+func (m *Master) shutEndpoint(name string) {
+	if !m.closing {
+		return
+	}
+	for _, e := range m.endpoints {
+		if e.name == name && !e.foreign {
+			e.group.Shut()
+			m.closeEndpoint(e)
+		}
+	}
+}
+
+// closeEndpoints gives up what is left.
+func (m *Master) closeEndpoints() {
+	for _, e := range m.endpoints {
+		m.closeEndpoint(e)
+	}
+}
+
+func (m *Master) closeEndpoint(e *endpoint) {
+	if err := e.group.Close(); err != nil {
+		m.log.Warn("prefork: close of a socket failed", "endpoint", e.name, "error", err)
 	}
 }
 

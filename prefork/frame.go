@@ -20,6 +20,8 @@ type frame struct {
 	Ready bool        `json:"ready,omitempty"` // beat: it serves
 	Beat  *fleet.Beat `json:"beat,omitempty"`
 
+	Endpoint string `json:"endpoint,omitempty"` // shut
+
 	Ask   int             `json:"ask,omitempty"` // number of a question and its answer
 	Fleet json.RawMessage `json:"fleet,omitempty"`
 	Error string          `json:"error,omitempty"` // instead of Fleet
@@ -30,6 +32,7 @@ const (
 	frameStop    = "stop"    // to the worker: stop, or faster
 	frameOrphans = "orphans" // to the worker: accept from these seats, too
 	frameFleet   = "fleet"   // the worker asks for Stats, the master answers
+	frameShut    = "shut"    // the worker asks the master to stop handshakes on an endpoint, the master answers
 	frameBeat    = "beat"    // from the worker: how it is doing
 	frameLeaving = "leaving" // from the worker: somebody else told it to stop
 )

@@ -1,6 +1,7 @@
 package prefork
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -240,12 +241,17 @@ func (l *listener) Served(s supervised.Server) {
 }
 
 // Shut implements [supervised.Listener]. New handshakes may be stopped only if
-// the whole fleet stops: what stops them belongs to the socket. Each worker does
-// it to the sockets that it has, when its lame duck is over; as soon as the last
-// one has, newcomers are refused.
+// the whole fleet stops: what stops them belongs to the socket. The first worker
+// whose lame duck is over has the master do it, which has the sockets of all. If
+// that does not answer, each worker does it to its own.
 func (l *listener) Shut() (gate.Outcome, error) {
 	if !l.w.final.Load() {
 		return gate.Outcome{}, supervised.ErrShared
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), shutTimeout)
+	defer cancel()
+	if _, err := l.w.ask(ctx, frame{Type: frameShut, Endpoint: l.name}); err != nil && !errors.Is(err, ErrNoMaster) {
+		l.w.log.Warn("prefork: the gate is not shut for all at once", "endpoint", l.name, "error", err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -258,6 +264,9 @@ func (l *listener) Shut() (gate.Outcome, error) {
 	}
 	return weakest, errors.Join(errs...)
 }
+
+// shutTimeout is how long a worker waits for the master.
+const shutTimeout = 250 * time.Millisecond
 
 func (s *socket) shut() (gate.Outcome, error) {
 	if _, ok := s.Listener.(*net.UnixListener); ok {

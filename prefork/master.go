@@ -353,8 +353,9 @@ func (m *Master) carryOut(a fleet.Action) {
 	case fleet.AllReady:
 		s := m.fleet.Snapshot(time.Now())
 		m.log.Info("prefork: all seats serve", "workers", s.Serving, "generation", s.Generation)
-		m.status = m.summary()
-		m.manage(func() error { return m.sd.Ready(m.status) })
+		status := m.summary() // m.status may have changed when it is sent
+		m.status = status
+		m.manage(func() error { return m.sd.Ready(status) })
 	case fleet.RestartDone:
 		m.restartDone(a)
 	case fleet.Over:
@@ -397,6 +398,9 @@ func (m *Master) hear(p *proc, f frame) {
 		m.fleet.Leaving(now, p.id)
 	case frameFleet:
 		p.say(m, m.answer(f.Ask))
+	case frameShut:
+		m.shutEndpoint(f.Endpoint)
+		p.say(m, frame{Type: frameShut, Ask: f.Ask})
 	}
 }
 
@@ -433,6 +437,9 @@ func (m *Master) workerReady(a fleet.WorkerReady) {
 }
 
 func (m *Master) workerGone(a fleet.WorkerGone) {
+	if m.closing {
+		m.closeEndpoints() // who does not say when would leave newcomers to nobody
+	}
 	e := exitOf(a.WorkerExit)
 	args := []any{"seat", e.Seat, "generation", e.Generation, "pid", e.PID, "class", string(e.Class), "exit", e.Error()}
 	switch {

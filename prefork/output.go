@@ -11,9 +11,11 @@ const outputSize = 64 << 10
 
 // output keeps the last of what a worker wrote to standard error.
 type output struct {
-	mu   sync.Mutex
-	tail []byte // the last tailSize bytes
-	dump []byte // from the first line of a dump on, the first outputSize bytes
+	mu     sync.Mutex
+	tail   []byte // the last tailSize bytes
+	before []byte // what tail was when the dump began
+	dump   []byte // from the first line of a dump on, the first outputSize bytes
+	since  int    // bytes from there on
 }
 
 const tailSize = outputSize / 4
@@ -24,17 +26,28 @@ var dumpMarks = [][]byte{[]byte("panic: "), []byte("fatal error: "), []byte("SIG
 func (o *output) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	rest := p
 	dumping := len(o.dump) > 0 && len(o.dump) < outputSize
 	if from := dumpAt(p); from >= 0 && !dumping {
-		o.dump = append(o.dump[:0], p[from:min(len(p), from+outputSize)]...)
-	} else if dumping {
-		o.dump = append(o.dump, p[:min(len(p), outputSize-len(o.dump))]...)
+		o.keep(p[:from])
+		o.before = append(o.before[:0], o.tail...)
+		o.dump, o.since, rest = o.dump[:0], 0, p[from:]
+		dumping = true
 	}
+	if dumping {
+		o.dump = append(o.dump, rest[:min(len(rest), outputSize-len(o.dump))]...)
+	}
+	o.since += len(rest)
+	o.keep(rest)
+	return len(p), nil
+}
+
+// keep adds p to the tail.
+func (o *output) keep(p []byte) {
 	o.tail = append(o.tail, p...)
 	if over := len(o.tail) - tailSize; over > 0 {
 		o.tail = append(o.tail[:0], o.tail[over:]...)
 	}
-	return len(p), nil
 }
 
 // dumpAt returns where in p the first line of a dump begins, or -1.
@@ -59,15 +72,17 @@ func dumpAt(p []byte) int {
 	return first
 }
 
-// String returns the dump, if there is one, and the last lines.
+// String returns the last lines and, if there is a dump, that and the last lines
+// before it, in which a worker may have said what is wrong.
 func (o *output) String() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.tail) <= len(o.dump) && bytes.HasSuffix(o.dump, o.tail) {
-		return string(o.dump)
+	if len(o.dump) == 0 {
+		return string(o.tail)
 	}
-	if before, after, ok := bytes.Cut(o.tail, o.dump); ok {
-		return string(before) + string(o.dump) + string(after)
+	after := o.since - len(o.dump)
+	if after > len(o.tail) {
+		return string(o.before) + string(o.dump) + "\n...\n" + string(o.tail)
 	}
-	return string(o.dump) + "\n...\n" + string(o.tail)
+	return string(o.before) + string(o.dump) + string(o.tail[len(o.tail)-after:])
 }

@@ -84,7 +84,7 @@ type WorkerExit struct {
 	Class    Class
 	Code     int    // exit status
 	Signal   int    // that ended it, or 0
-	Output   string // the last it wrote to standard error, a dump of goroutines first
+	Output   string // the last it wrote to standard error, and a dump of goroutines with the last before it
 	Age      time.Duration
 	WasReady bool
 

@@ -105,11 +105,27 @@ var ErrNoMaster = errors.New("prefork: no master")
 // it has the last line or so. With more than about a hundred workers it is an
 // error: the Stats of the [Master] itself have no limit.
 func (w *Worker) Fleet(ctx context.Context) (Stats, error) {
+	f, err := w.ask(ctx, frame{Type: frameFleet})
+	if err != nil {
+		return Stats{}, err
+	}
+	if f.Error != "" {
+		return Stats{}, fmt.Errorf("prefork: the master's answer: %s", f.Error)
+	}
+	var s Stats
+	if err := json.Unmarshal(f.Fleet, &s); err != nil {
+		return Stats{}, fmt.Errorf("prefork: the master's answer: %w", err)
+	}
+	return s, nil
+}
+
+// ask sends f to the master and returns its answer.
+func (w *Worker) ask(ctx context.Context, f frame) (frame, error) {
 	answer := make(chan frame, 1)
 	w.mu.Lock()
 	if !w.master {
 		w.mu.Unlock()
-		return Stats{}, ErrNoMaster
+		return frame{}, ErrNoMaster
 	}
 	w.asked++
 	n := w.asked
@@ -120,21 +136,15 @@ func (w *Worker) Fleet(ctx context.Context) (Stats, error) {
 		delete(w.answers, n)
 		w.mu.Unlock()
 	}()
-	w.tell(frame{Type: frameFleet, Ask: n})
+	f.Ask = n
+	w.tell(f)
 	select {
 	case f := <-answer:
-		if f.Error != "" {
-			return Stats{}, fmt.Errorf("prefork: the master's answer: %s", f.Error)
-		}
-		var s Stats
-		if err := json.Unmarshal(f.Fleet, &s); err != nil {
-			return Stats{}, fmt.Errorf("prefork: the master's answer: %w", err)
-		}
-		return s, nil
+		return f, nil
 	case <-ctx.Done():
-		return Stats{}, fmt.Errorf("prefork: the master did not answer: %w", context.Cause(ctx))
+		return frame{}, fmt.Errorf("prefork: the master did not answer: %w", context.Cause(ctx))
 	case <-w.ended:
-		return Stats{}, ErrNoMaster
+		return frame{}, ErrNoMaster
 	}
 }
 
@@ -306,7 +316,7 @@ func (w *Worker) handle(f frame, adopt func(seat int, endpoint string)) error {
 				}
 			}
 		}
-	case frameFleet:
+	case frameFleet, frameShut:
 		w.mu.Lock()
 		answer := w.answers[f.Ask]
 		delete(w.answers, f.Ask)

@@ -232,8 +232,9 @@ func (p *process) signal(s syscall.Signal) { p.cmd.Process.Signal(s) }
 func (p *process) signalGroup(s syscall.Signal) { syscall.Kill(-p.cmd.Process.Pid, s) }
 
 // stopUnderLoad starts a server and clients, sends SIGTERM while they are busy,
-// and returns what they saw.
-func stopUnderLoad(t *testing.T, cfg traffic.Config, args ...string) traffic.Result {
+// and returns what they saw, and how long usher says the longest stop of a process
+// took.
+func stopUnderLoad(t *testing.T, cfg traffic.Config, args ...string) (traffic.Result, time.Duration) {
 	t.Helper()
 	p := start(t, args...)
 	cfg.Network, cfg.Addr, cfg.Clients = "tcp", p.addr, *lossClients
@@ -259,7 +260,37 @@ func stopUnderLoad(t *testing.T, cfg traffic.Config, args ...string) traffic.Res
 	if err := p.wait(); err != nil {
 		t.Errorf("the server ended with %v", err)
 	}
-	return res
+	var longest time.Duration
+	for _, m := range stopTook.FindAllStringSubmatch(p.output(), -1) {
+		took, err := time.ParseDuration(m[1])
+		if err != nil {
+			t.Error(err)
+		}
+		longest = max(longest, took)
+	}
+	return res, longest
+}
+
+var stopTook = regexp.MustCompile(`msg="usher: stopped" .*took=(\S+)`)
+
+// TestIdleStop: a server without a connection does not wait for HandshakeGrace.
+func TestIdleStop(t *testing.T) {
+	for kind, args := range kinds() {
+		t.Run(kind, func(t *testing.T) {
+			const grace = 20 * time.Second
+			p := start(t, append([]string{"-handshake-grace", grace.String(), "-grace", "10m"}, args...)...)
+			began := time.Now()
+			p.signal(syscall.SIGTERM)
+			if err := p.wait(); err != nil {
+				t.Error(err)
+			}
+			took := time.Since(began)
+			t.Logf("from SIGTERM to the end of the process: %v", took)
+			if took >= grace {
+				t.Errorf("that is HandshakeGrace, which is %v", grace)
+			}
+		})
+	}
 }
 
 // kinds are one process, and a master with workers.
@@ -276,16 +307,19 @@ func TestLoss(t *testing.T) {
 			t.Run(mode.String()+"/"+kind, func(t *testing.T) {
 				parallel(t)
 				var total traffic.Result
+				var longest time.Duration
 				for range *lossStops {
-					res := stopUnderLoad(t, traffic.Config{Mode: mode}, args...)
+					res, took := stopUnderLoad(t, traffic.Config{Mode: mode}, args...)
+					longest = max(longest, took)
 					total.Answered += res.Answered
 					total.Lost += res.Lost
 					total.Refused += res.Refused
+					total.Slow += res.Slow
 					for _, e := range res.Errors {
 						t.Error(e)
 					}
 				}
-				t.Logf("%d stops, %d clients: %d answered, %d refused, LOST = %d", *lossStops, *lossClients, total.Answered, total.Refused, total.Lost)
+				t.Logf("%d stops, %d clients: %d answered, %d refused, %d slow connects, longest stop %v, LOST = %d", *lossStops, *lossClients, total.Answered, total.Refused, total.Slow, longest, total.Lost)
 				if total.Lost > 0 {
 					t.Errorf("%d requests were lost", total.Lost)
 				}
@@ -315,7 +349,7 @@ func TestLossVariants(t *testing.T) {
 						args[1] += filepath.Join(t.TempDir(), "s")
 					}
 					for range (*lossStops + 1) / 2 {
-						res := stopUnderLoad(t, traffic.Config{Mode: mode, TLS: tt.tls}, args...)
+						res, _ := stopUnderLoad(t, traffic.Config{Mode: mode, TLS: tt.tls}, args...)
 						if res.Lost > 0 {
 							t.Errorf("%d of %d requests were lost: %s", res.Lost, res.Lost+res.Answered, strings.Join(res.Errors, "; "))
 						}
@@ -334,7 +368,8 @@ func TestLossBare(t *testing.T) {
 	for _, mode := range traffic.Modes {
 		lost := 0
 		for range *lossStops {
-			lost += stopUnderLoad(t, traffic.Config{Mode: mode}, "-bare").Lost
+			res, _ := stopUnderLoad(t, traffic.Config{Mode: mode}, "-bare")
+			lost += res.Lost
 		}
 		t.Logf("%s: %d stops, %d clients: LOST = %d", mode, *lossStops, *lossClients, lost)
 		total += lost

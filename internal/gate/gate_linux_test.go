@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"slices"
 	"syscall"
 	"testing"
@@ -225,19 +226,52 @@ func TestFallback(t *testing.T) {
 // away by CAP_NET_RAW only, and then the filter is next.
 func TestBoundSocket(t *testing.T) {
 	can := allowed(t)
-	l, rc := listen(t, "tcp", "127.0.0.1:0", false)
-	if err := control(rc, func(fd int) error {
-		return unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo")
-	}); err != nil {
-		t.Skip(err)
+	shut := func(t *testing.T) Outcome {
+		l, rc := listen(t, "tcp", "127.0.0.1:0", false)
+		if err := control(rc, func(fd int) error {
+			return unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo")
+		}); err != nil {
+			t.Skip(err)
+		}
+		out := Shut(rc)
+		newcomer(t, out.Mechanism, func(ctx context.Context) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+		})
+		return out
 	}
-	out := Shut(rc)
-	if out.Mechanism != Interface && !errors.Is(out.Refused, unix.EPERM) || !slices.Contains(can, out.Mechanism) {
-		t.Errorf("Shut = %+v", out)
-	}
-	newcomer(t, out.Mechanism, func(ctx context.Context) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "tcp", l.Addr().String())
+	t.Run("as it is", func(t *testing.T) {
+		if out := shut(t); out.Mechanism != Interface && !errors.Is(out.Refused, unix.EPERM) || !slices.Contains(can, out.Mechanism) {
+			t.Errorf("Shut = %+v", out)
+		}
 	})
+	t.Run("without CAP_NET_RAW", func(t *testing.T) {
+		want := None
+		if slices.Contains(can, Filter) {
+			want = Filter
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+			if err := dropNetRaw(); err != nil {
+				t.Error(err)
+			} else if out := shut(t); out.Mechanism != want || !errors.Is(out.Refused, unix.EPERM) {
+				t.Errorf("Shut = %+v, want %s", out, want)
+			}
+		}()
+		<-done
+	})
+}
+
+// dropNetRaw takes CAP_NET_RAW from this thread.
+func dropNetRaw() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return err
+	}
+	data[0].Effective &^= 1 << unix.CAP_NET_RAW
+	return unix.Capset(&header, &data[0])
 }
 
 func TestShutUnsupported(t *testing.T) {

@@ -34,6 +34,7 @@ type Group struct {
 	addr    net.Addr
 	shared  bool
 	fds     []int // by seat, which is also the kernel's order; nil once closed
+	shrunk  bool  // a socket was removed, which other processes may still have
 }
 
 // Addr returns the address of the sockets.
@@ -62,9 +63,10 @@ func (g *Group) FDs() []int { return slices.Clone(g.fds) }
 
 // Steer makes the kernel give new connections to the live seats only, to each
 // with the same chance. If all seats are live, or live is empty, the kernel
-// chooses by a hash of the addresses, as it does from the start. A seat that
-// Grow adds is live only if the kernel chooses by hash, or from the next Steer
-// on.
+// chooses by a hash of the addresses, as it does from the start, but not after a
+// Shrink: the hash would find a socket that another process has not closed yet.
+// A seat that Grow adds is live only if the kernel chooses by hash, or from the
+// next Steer on.
 //
 // A connection belongs to a seat from its first packet on: one whose handshake
 // is under way when Steer returns arrives where it began.
@@ -88,7 +90,7 @@ func (g *Group) Steer(live []int) error {
 	if len(g.fds) <= 1 {
 		return nil
 	}
-	if err := steer(g.fds[0], live, len(live) == len(g.fds)); err != nil {
+	if err := steer(g.fds[0], live, len(live) == len(g.fds) && !g.shrunk); err != nil {
 		return fmt.Errorf("steer new connections to seats %v: %w", live, err)
 	}
 	return nil
@@ -101,6 +103,16 @@ func (g *Group) Queued(seat int) (int, error) {
 		return 0, fmt.Errorf("read accept queue: %w", err)
 	}
 	return gate.Queued(rawFD(g.FD(seat)))
+}
+
+// Shut makes the kernel refuse requests for new connections to all sockets, for
+// good, see [gate.Shut]. Nobody else may have them, or go on with them.
+func (g *Group) Shut() gate.Outcome {
+	var weakest gate.Outcome
+	for _, fd := range g.fds {
+		weakest = gate.Weaker(weakest, gate.Shut(rawFD(fd)))
+	}
+	return weakest
 }
 
 // ShutSeat makes the kernel drop requests for new connections to the seat's
@@ -129,7 +141,7 @@ func (g *Group) Shrink() error {
 		return fmt.Errorf("remove one socket of %d: one must stay", len(g.fds))
 	}
 	fd := g.fds[last]
-	g.fds = g.fds[:last]
+	g.fds, g.shrunk = g.fds[:last], true
 	return closeFD(fd)
 }
 

@@ -594,6 +594,35 @@ func TestQueueOutlivesWorker(t *testing.T) {
 	}
 }
 
+// TestShrinkWhileOthersHold: a sibling that is about to give up the socket of a
+// seat that was removed gets nobody new.
+func TestShrinkWhileOthersHold(t *testing.T) {
+	g := open(t, "tcp", "127.0.0.1:0", 3)
+	if err := g.Steer([]int{0, 1}); err != nil {
+		t.Fatal(err)
+	}
+	sibling, err := Listener(g.FD(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sibling.Close()
+	if err := errors.Join(g.Shrink(), g.Steer([]int{0, 1})); err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		c, err := net.Dial("tcp", g.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	sibling.(*net.TCPListener).SetDeadline(time.Now().Add(20 * time.Millisecond))
+	if c, err := sibling.Accept(); err == nil {
+		c.Close()
+		t.Error("a connection came to the socket that was removed")
+	}
+}
+
 // TestShutSeat: where the kernel lets this process attach the filter, a seat
 // that is shut gets nobody, even if it is steered to.
 func TestShutSeat(t *testing.T) {

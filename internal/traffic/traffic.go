@@ -73,8 +73,13 @@ type Result struct {
 	Answered int      // requests with a whole response, of status 200
 	Lost     int      // requests on an established connection without one
 	Refused  int      // connects that failed
+	Slow     int      // connects, failed or not, that took SlowConnect or longer
 	Errors   []string // of the first few that were lost
 }
+
+// SlowConnect is how long a connect takes at least whose first packet was dropped:
+// TCP sends it again after a second.
+const SlowConnect = 900 * time.Millisecond
 
 // Check reports an error if the server is not on this machine.
 func (cfg Config) Check() error {
@@ -114,6 +119,7 @@ func Run(ctx context.Context, cfg Config, onAnswer func()) (Result, error) {
 			total.Answered += c.Answered
 			total.Lost += c.Lost
 			total.Refused += c.Refused
+			total.Slow += c.Slow
 			total.Errors = append(total.Errors, c.Errors[:min(len(c.Errors), maxErrors-len(total.Errors))]...)
 		})
 	}
@@ -146,6 +152,9 @@ func (c *client) run(ctx context.Context) {
 		before := c.Lost + c.Refused
 		x := &Exchange{Began: time.Now()}
 		conn, err := Dial(c.cfg, x.Began.Add(c.cfg.Timeout))
+		if time.Since(x.Began) >= SlowConnect {
+			c.Slow++
+		}
 		if err != nil {
 			x.Ended, x.Err = time.Now(), err
 			c.Refused++
