@@ -78,7 +78,10 @@ func (c *Conn) Close() error {
 // linger reads what the client still sends until it closes. It ends with the
 // connection, which its Set counts as open until then.
 func (c *Conn) linger() {
+	d := &c.deadlines
+	d.mu.Lock() // after whoever is about to set another
 	c.Conn.SetReadDeadline(time.Now().Add(lingerTimeout))
+	d.mu.Unlock()
 	if c.State()&cut == 0 {
 		io.Copy(io.Discard, struct{ io.Reader }{c.Conn})
 	}

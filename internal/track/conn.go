@@ -185,11 +185,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 func (c *Conn) readRaw(p []byte) (int, error) {
 	c.buf = p
 	err := c.raw.Read(c.readFn)
-	for errors.Is(err, errDeadline) {
-		if changed, _ := c.deadlines.update(c); !changed {
-			break
-		}
-		err = c.raw.Read(c.readFn) // the one that passed was wanted no longer
+	for errors.Is(err, errDeadline) && c.deadlines.retry(c) {
+		err = c.raw.Read(c.readFn)
 	}
 	n, rerr := c.n, c.err
 	c.buf, c.n, c.err = nil, 0, nil
