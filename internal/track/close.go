@@ -13,8 +13,12 @@ import (
 // is as long as a system call and the flight of the FIN, and no server can
 // close it: only an answer ends an HTTP/1 connection without a race.
 func (c *Conn) Retire() bool {
-	if !c.State().Quiet() || c.Unread() {
+	st := c.State()
+	if !st.Quiet() || c.Unread() {
 		return false
+	}
+	if st.HTTP2() && c.raw != nil && !c.writable() {
+		return false // the end of a response may wait to be written; see StateOrder
 	}
 	if before, now := c.change(retire); before&retired != 0 || now&retired == 0 {
 		return false

@@ -162,9 +162,6 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if c.deadlines.passed(c) {
 		return 0, c.opError("read", errDeadline)
 	}
-	if r := c.State().Reported(); r == http.StateNew || r == http.StateIdle {
-		c.client.offered(len(p))
-	}
 	var n int
 	var err error
 	if c.raw != nil {
@@ -231,8 +228,10 @@ func (c *Conn) wait(size int) bool {
 		return true // each request pays for this
 	}
 	if now.Quiet() {
-		if now.Reported() == http.StateNew && before&ahead != 0 && c.set.wanted(timed) {
-			c.since.Store(int64(c.set.Now())) // a TLS handshake has ended
+		if before&ahead != 0 && c.set.wanted(timed) {
+			// A TLS handshake has ended, or something came that is no request,
+			// as far as can be seen.
+			c.since.Store(int64(c.set.Now()))
 		}
 		c.set.notice(c, Quiet)
 	}

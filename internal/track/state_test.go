@@ -10,7 +10,7 @@ import (
 // flags are those of a State, in the words of the table at State.after.
 var flags = map[string]State{
 	"waiting": waiting, "ahead": ahead, "idleDeadline": idleDeadline, "begun": begun,
-	"started": started, "overTLS": overTLS, "handshaken": handshaken, "isHTTP2": isHTTP2,
+	"started": started, "overTLS": overTLS, "isHTTP2": isHTTP2,
 	"late": late, "clientDone": clientDone, "retired": retired, "cut": cut, "closed": closed,
 }
 
@@ -81,7 +81,6 @@ var rules = []rule{
 	{clientClosed, []string{"clientDone"}, nil, nil, same},
 	{deadlineSet, []string{"idleDeadline"}, nil, is(http.StateIdle), same},
 	{deadlineSet, []string{"begun"}, nil, both(is(http.StateIdle), with("idleDeadline")), same},
-	{deadlineSet, []string{"handshaken"}, nil, both(is(http.StateNew), with("overTLS")), same},
 	{nowActive, nil, ofARequest, notHijacked, http.StateActive},
 	{nowIdle, nil, ofARequest, notHijacked, http.StateIdle},
 	{nowHijacked, nil, ofARequest, notHijacked, http.StateHijacked},
@@ -197,7 +196,7 @@ func TestWalks(t *testing.T) {
 			walk = append(walk, e)
 
 			// What has ended stays so.
-			for _, flag := range []string{"started", "overTLS", "handshaken", "isHTTP2", "late", "clientDone", "retired", "cut", "closed"} {
+			for _, flag := range []string{"started", "overTLS", "isHTTP2", "late", "clientDone", "retired", "cut", "closed"} {
 				if has(before, flag) && !has(s, flag) {
 					t.Fatalf("%v: no longer %s", walk, flag)
 				}
