@@ -25,10 +25,17 @@ type visitor struct {
 	answer chan struct{} // has it end
 }
 
-// sentBytes counts what is written to a connection.
+// sentBytes counts what is written to a connection, and keeps what is read.
 type sentBytes struct {
 	net.Conn
-	n atomic.Int64
+	n   atomic.Int64
+	got []byte
+}
+
+func (s *sentBytes) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	s.got = append(s.got, p[:n]...)
+	return n, err
 }
 
 func (s *sentBytes) Write(p []byte) (int, error) {
