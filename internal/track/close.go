@@ -13,8 +13,12 @@ import (
 // is as long as a system call and the flight of the FIN, and no server can
 // close it: only an answer ends an HTTP/1 connection without a race.
 func (c *Conn) Retire() bool {
-	if !c.State().Quiet() || c.Unread() {
+	st := c.State()
+	if !st.Quiet() || c.Unread() {
 		return false
+	}
+	if st.HTTP2() && c.raw != nil && !c.writable() {
+		return false // the end of a response may wait to be written; see StateOrder
 	}
 	if before, now := c.change(retire); before&retired != 0 || now&retired == 0 {
 		return false
@@ -78,7 +82,10 @@ func (c *Conn) Close() error {
 // linger reads what the client still sends until it closes. It ends with the
 // connection, which its Set counts as open until then.
 func (c *Conn) linger() {
+	d := &c.deadlines
+	d.mu.Lock() // after whoever is about to set another
 	c.Conn.SetReadDeadline(time.Now().Add(lingerTimeout))
+	d.mu.Unlock()
 	if c.State()&cut == 0 {
 		io.Copy(io.Discard, struct{ io.Reader }{c.Conn})
 	}

@@ -162,9 +162,6 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if c.deadlines.passed(c) {
 		return 0, c.opError("read", errDeadline)
 	}
-	if r := c.State().Reported(); r == http.StateNew || r == http.StateIdle {
-		c.client.offered(len(p))
-	}
 	var n int
 	var err error
 	if c.raw != nil {
@@ -185,11 +182,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 func (c *Conn) readRaw(p []byte) (int, error) {
 	c.buf = p
 	err := c.raw.Read(c.readFn)
-	for errors.Is(err, errDeadline) {
-		if changed, _ := c.deadlines.update(c); !changed {
-			break
-		}
-		err = c.raw.Read(c.readFn) // the one that passed was wanted no longer
+	for errors.Is(err, errDeadline) && c.deadlines.retry(c) {
+		err = c.raw.Read(c.readFn)
 	}
 	n, rerr := c.n, c.err
 	c.buf, c.n, c.err = nil, 0, nil
@@ -234,8 +228,10 @@ func (c *Conn) wait(size int) bool {
 		return true // each request pays for this
 	}
 	if now.Quiet() {
-		if now.Reported() == http.StateNew && before&ahead != 0 && c.set.wanted(timed) {
-			c.since.Store(int64(c.set.Now())) // a TLS handshake has ended
+		if before&ahead != 0 && c.set.wanted(timed) {
+			// A TLS handshake has ended, or something came that is no request,
+			// as far as can be seen.
+			c.since.Store(int64(c.set.Now()))
 		}
 		c.set.notice(c, Quiet)
 	}

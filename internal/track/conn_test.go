@@ -26,8 +26,8 @@ type nobody struct{}
 
 func (nobody) Notice(*Conn, Events) {}
 
-// pair returns the two ends of a connection, of which the server's is followed.
-func pair(t testing.TB, network string) (client net.Conn, server *Conn) {
+// connect returns the two ends of a connection.
+func connect(t testing.TB, network string) (client, server net.Conn) {
 	t.Helper()
 	address := "127.0.0.1:0"
 	if network == "unix" {
@@ -38,15 +38,20 @@ func pair(t testing.TB, network string) (client net.Conn, server *Conn) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	client, err = net.Dial(network, l.Addr().String())
-	if err != nil {
+	if client, err = net.Dial(network, l.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
-	c, err := l.Accept()
-	if err != nil {
+	if server, err = l.Accept(); err != nil {
 		t.Fatal(err)
 	}
-	server = NewSet(nobody{}).Add(c)
+	return client, server
+}
+
+// pair returns the two ends of a connection, of which the server's is followed.
+func pair(t testing.TB, network string) (client net.Conn, server *Conn) {
+	t.Helper()
+	client, inner := connect(t, network)
+	server = NewSet(nobody{}).Add(inner)
 	t.Cleanup(func() {
 		client.Close()
 		server.Close()

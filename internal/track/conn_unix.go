@@ -87,10 +87,7 @@ func (c *Conn) WatchHangUp() (hungUp <-chan struct{}, stop func()) {
 		// No deadline that another goroutine sets now can keep the watch going.
 		c.deadlines.end(c)
 		<-done
-		c.deadlines.mu.Lock()
-		c.deadlines.ending = false
-		c.deadlines.mu.Unlock()
-		c.deadlines.apply(c)
+		c.deadlines.ended(c)
 		c.readMu.Unlock()
 	}
 }

@@ -1,7 +1,8 @@
 package track
 
 import (
-	"errors"
+	"cmp"
+	"math"
 	"net"
 	"os"
 	"sync"
@@ -15,41 +16,35 @@ var errDeadline = os.ErrDeadlineExceeded
 type moment int64
 
 const (
-	never moment = 0 // no deadline
-	past  moment = 1 // passed long ago
+	unknown moment = iota // as the listener left it
+	never                 // no deadline
+	past                  // passed long ago
 )
 
-// deadlines are those that the users of a Conn want. The read deadline is set
-// on the wrapped connection only when a Read really has to wait: net/http sets
-// it about six times for each request, and most of that changes nothing.
-type deadlines struct {
-	read    atomic.Int64 // a moment: what is wanted
-	set     atomic.Int64 // a moment: what the wrapped connection has; written under mu
-	exposed atomic.Bool  // somebody may read the wrapped connection without c
-	holds   atomic.Int32 // how many have the deadlines stand still; written under mu
-
-	mu        sync.Mutex // guards the following; not held while anything waits
-	write     moment
-	ending    bool // a watch for the client's hang-up is to end
-	heldSince moment
-	heldRead  moment // what was wanted when the first hold began
-	heldWrite moment
+// after returns the moment that is d after m.
+func (m moment) after(d time.Duration) moment {
+	if m > math.MaxInt64-moment(d) {
+		return math.MaxInt64
+	}
+	return m + moment(d)
 }
 
+// moment returns t on the Set's clock.
 func (s *Set) moment(t time.Time) moment {
-	if t.IsZero() {
+	switch {
+	case t.IsZero():
 		return never
-	}
-	if t.Before(s.epoch) {
-		return past
+	case t.Before(s.epoch):
+		return past // a look at the clock less
 	}
 	d := time.Until(t)
 	if d <= 0 {
 		return past
 	}
-	return moment(s.Now() + d)
+	return max(past+1, moment(s.Now()).after(d))
 }
 
+// time is the opposite of moment.
 func (s *Set) time(m moment) time.Time {
 	switch m {
 	case never:
@@ -60,25 +55,43 @@ func (s *Set) time(m moment) time.Time {
 	return s.epoch.Add(time.Duration(m))
 }
 
+// deadlines are those that the users of a Conn want. The read deadline is set
+// on the wrapped connection only when a Read really has to wait: net/http sets
+// it about six times for each request, and most of that changes nothing.
+type deadlines struct {
+	read    atomic.Int64 // a moment: what is wanted
+	set     atomic.Int64 // a moment: what the wrapped connection has; written under mu
+	exposed atomic.Bool  // others may use the wrapped connection; written under mu
+	holds   atomic.Int32 // how many have the deadlines stand still; written under mu
+
+	mu        sync.Mutex // guards the following; not held while anything waits
+	write     moment     // what is wanted
+	writeSet  moment     // what the wrapped connection has
+	ending    bool       // a watch for the client's hang-up is to end
+	heldSince time.Duration
+	heldRead  moment // what was wanted when the first hold began
+	heldWrite moment
+}
+
 // SetDeadline sets both deadlines.
 func (c *Conn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+	return cmp.Or(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
 // SetReadDeadline sets the read deadline.
 func (c *Conn) SetReadDeadline(t time.Time) error {
+	if c.State().Closed() {
+		return c.opError("set", net.ErrClosed)
+	}
 	d := &c.deadlines
 	d.read.Store(int64(c.set.moment(t)))
 	st := c.State()
-	if now := st.after(deadlineSet); now != st {
+	if st.after(deadlineSet) != st {
 		c.change(deadlineSet)
-	}
-	if st.Closed() {
-		return c.opError("set", net.ErrClosed)
 	}
 	// A Read that begins to wait says so first, and looks at what is wanted
 	// then: one of the two sees the other.
-	if st&waiting != 0 || c.raw == nil || d.exposed.Load() || d.holds.Load() > 0 {
+	if d.mustFollow(c, st) {
 		return d.apply(c)
 	}
 	return nil
@@ -86,14 +99,21 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 
 // SetWriteDeadline sets the write deadline.
 func (c *Conn) SetWriteDeadline(t time.Time) error {
+	if c.State().Closed() {
+		return c.opError("set", net.ErrClosed)
+	}
 	d := &c.deadlines
+	want := c.set.moment(t)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.write = c.set.moment(t)
-	if d.holds.Load() > 0 && d.write != past {
-		return nil
-	}
-	return c.Conn.SetWriteDeadline(t)
+	d.write = want
+	return d.updateWrite(c)
+}
+
+// mustFollow reports whether the wrapped connection must have the read deadline
+// that is wanted at any time.
+func (d *deadlines) mustFollow(c *Conn, st State) bool {
+	return st.Waits() || c.raw == nil || d.exposed.Load() || d.holds.Load() > 0
 }
 
 // readWaits brings the wrapped connection's deadline up to date.
@@ -105,48 +125,78 @@ func (d *deadlines) readWaits(c *Conn) {
 
 // apply gives the wrapped connection the read deadline that is wanted.
 func (d *deadlines) apply(c *Conn) error {
-	_, err := d.update(c)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, err := d.updateRead(c)
 	return err
 }
 
-// update is apply, and reports whether the deadline was another.
-func (d *deadlines) update(c *Conn) (changed bool, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	want := moment(d.read.Load())
+// updateRead gives the wrapped connection the read deadline that is wanted, and
+// reports whether it had another. Its caller holds d.mu.
+func (d *deadlines) updateRead(c *Conn) (changed bool, err error) {
+	if c.State().Closed() {
+		return false, nil // what it has bounds how long it lingers
+	}
+	want, has := moment(d.read.Load()), moment(d.set.Load())
 	switch {
 	case d.ending:
 		want = past
-	case want != past && d.holds.Load() > 0:
+	case want == unknown && has != unknown, want > past && d.holds.Load() > 0:
 		want = never
 	}
-	if moment(d.set.Load()) == want {
+	if want == unknown || want == has && !d.exposed.Load() {
 		return false, nil
 	}
 	d.set.Store(int64(want))
-	return true, c.Conn.SetReadDeadline(c.set.time(want))
+	return want != has, c.Conn.SetReadDeadline(c.set.time(want))
+}
+
+// updateWrite gives the wrapped connection the write deadline that is wanted.
+// Its caller holds d.mu.
+func (d *deadlines) updateWrite(c *Conn) error {
+	want := d.write
+	if want > past && d.holds.Load() > 0 {
+		want = never
+	}
+	if want == unknown || want == d.writeSet && !d.exposed.Load() {
+		return nil
+	}
+	d.writeSet = want
+	return c.Conn.SetWriteDeadline(c.set.time(want))
 }
 
 // passed reports whether a Read must fail before it begins.
 func (d *deadlines) passed(c *Conn) bool {
-	if moment(d.set.Load()) == past && moment(d.read.Load()) != past {
-		d.apply(c)
+	if d.exposed.Load() {
+		return false // the wrapped connection knows better
 	}
-	switch want := moment(d.read.Load()); want {
-	case never:
-		return false
-	case past:
-		return true
-	default:
-		return d.holds.Load() == 0 && time.Duration(want) <= c.set.Now()
+	want := moment(d.read.Load())
+	if want <= past {
+		if want != past && moment(d.set.Load()) == past {
+			d.apply(c)
+		}
+		return want == past
 	}
+	return d.holds.Load() == 0 && time.Duration(want) <= c.set.Now()
 }
 
-// expose sets the read deadline at once from here on, for those who read the
-// wrapped connection themselves.
+// retry reports whether a Read failed because of a deadline that is wanted no
+// longer.
+func (d *deadlines) retry(c *Conn) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	changed, err := d.updateRead(c)
+	return changed && err == nil
+}
+
+// expose sets the deadlines at once from here on, for those who use the wrapped
+// connection themselves.
 func (d *deadlines) expose(c *Conn) {
-	if !d.exposed.Swap(true) {
-		d.apply(c)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.exposed.Load() {
+		d.exposed.Store(true)
+		d.updateRead(c)
 	}
 }
 
@@ -159,45 +209,48 @@ func (d *deadlines) end(c *Conn) {
 	c.Conn.SetReadDeadline(c.set.time(past))
 }
 
+// ended has Reads wait again after end.
+func (d *deadlines) ended(c *Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ending = false
+	d.updateRead(c)
+}
+
 // HoldDeadlines has c's deadlines stand still until ReleaseDeadlines is called
-// as often: a request that waits for its turn is not the client's doing. What
-// is set meanwhile counts from the release on as it was set.
+// as often: that a request waits for its turn is not the client's doing. What
+// is set meanwhile begins to count with the release, and holds as it was set.
+// A deadline in the past stops reads and writes at any time.
 func (c *Conn) HoldDeadlines() {
 	d := &c.deadlines
 	d.mu.Lock()
-	if d.holds.Add(1) == 1 {
-		d.heldSince = moment(c.set.Now())
-		d.heldRead, d.heldWrite = moment(d.read.Load()), d.write
-		if d.write > past {
-			c.Conn.SetWriteDeadline(time.Time{})
-		}
+	defer d.mu.Unlock()
+	if d.holds.Add(1) > 1 {
+		return
 	}
-	d.mu.Unlock()
-	if moment(d.set.Load()) != never {
-		d.apply(c)
-	}
+	d.heldSince = c.set.Now()
+	d.heldRead, d.heldWrite = moment(d.read.Load()), d.write
+	d.updateRead(c)
+	d.updateWrite(c)
 }
 
 // ReleaseDeadlines has c's deadlines run again, for as long as they had left.
 func (c *Conn) ReleaseDeadlines() {
 	d := &c.deadlines
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.holds.Add(-1) > 0 {
-		d.mu.Unlock()
 		return
 	}
-	held := moment(c.set.Now()) - d.heldSince
+	held := c.set.Now() - d.heldSince
 	if d.heldRead > past {
-		d.read.CompareAndSwap(int64(d.heldRead), int64(d.heldRead+held))
+		d.read.CompareAndSwap(int64(d.heldRead), int64(d.heldRead.after(held)))
 	}
-	if d.write > past {
-		if d.write == d.heldWrite {
-			d.write += held
-		}
-		c.Conn.SetWriteDeadline(c.set.time(d.write))
+	if d.write > past && d.write == d.heldWrite {
+		d.write = d.write.after(held)
 	}
-	d.mu.Unlock()
-	if c.State()&waiting != 0 || c.raw == nil || d.exposed.Load() {
-		d.apply(c)
+	d.updateWrite(c)
+	if d.mustFollow(c, c.State()) {
+		d.updateRead(c)
 	}
 }

@@ -11,19 +11,21 @@ import (
 //
 //   - BackgroundRead: while a handler runs, and the body has been read, a
 //     goroutine reads one byte, to learn whether the client leaves. No other
-//     Read of an active connection is into one byte.
+//     Read of an active HTTP/1 connection is into one byte.
 //   - IdleDeadlines: when a connection has become idle, the read deadline is
 //     set once before net/http waits for the next request, and once more when
 //     four bytes of it have come.
-//   - HandshakeDeadline: the read deadline of an HTTP/1 connection is set
-//     between the TLS handshake and the first request.
 //   - WholeBuffer: between requests, net/http reads into all the room that its
-//     buffer has, and this is always the same buffer.
+//     buffer has, and this buffer has wholeBuffer bytes. Only while it looks for
+//     the preface of HTTP/2 does it read into less.
 //   - StateOrder: New comes before the first Read; Active when a header has
-//     been read, before its handler runs; Idle when nothing of the response is
-//     left to be written, before the next Read.
+//     been read, before its handler runs; Idle when the response has been written,
+//     before the next Read. The end of a response of HTTP/2 is written just
+//     after that.
 //   - HijackedBeforeRead: Hijacked comes before the handler that took the
 //     connection over can read from it.
+
+const wholeBuffer = 4096
 
 // isBackgroundRead reports whether a Read into size bytes is the one by which
 // net/http learns that a client leaves.

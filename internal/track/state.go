@@ -22,8 +22,6 @@ const (
 	started
 	// overTLS: the first byte was that of a TLS handshake.
 	overTLS
-	// handshaken: the TLS handshake has ended.
-	handshaken
 	// isHTTP2: the connection speaks HTTP/2.
 	isHTTP2
 	// late: a request was running when the stop began, or began after that.
@@ -72,7 +70,6 @@ const (
 //	prefaceCame     +started +isHTTP2 +ahead      new
 //	clientClosed    +clientDone
 //	deadlineSet     +idleDeadline, then +begun    idle
-//	                +handshaken                   new, over TLS
 //	nowActive       −ahead −idleDeadline −begun
 //	nowIdle         −ahead −idleDeadline −begun
 //	nowHijacked     −ahead −idleDeadline −begun
@@ -117,12 +114,11 @@ func (s State) after(e event) State {
 		s |= clientDone
 	case deadlineSet:
 		switch {
-		case reported == http.StateIdle && s&idleDeadline == 0:
+		case reported != http.StateIdle:
+		case s&idleDeadline == 0:
 			s |= idleDeadline
-		case reported == http.StateIdle:
+		default:
 			s |= begun
-		case reported == http.StateNew && s&overTLS != 0:
-			s |= handshaken
 		}
 	case nowActive:
 		s = s.report(http.StateActive)

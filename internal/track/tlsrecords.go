@@ -18,7 +18,8 @@ type tlsRecords struct {
 	have     uint8  // bytes of header
 	spec     bool   // the client has changed its cipher, or pretended to
 	finished bool   // up to TLS 1.2: it has sent its Finished since
-	app      uint8  // records of application data, the incomplete one included
+	ended    bool   // with TLS 1.3: a record as long as a Finished has come
+	app      uint8  // records of application data after that, the incomplete one included
 	last     uint16 // length of the last record
 	left     uint16 // bytes to the next header
 	begins   bool   // a record has come, since the connection became idle, that may begin a request
@@ -40,6 +41,7 @@ func (r *tlsRecords) feed(p []byte) {
 			return
 		}
 		r.have = 0
+		before := r.last
 		r.left = uint16(r.header[3])<<8 | uint16(r.header[4])
 		r.last = r.left
 		switch r.header[0] {
@@ -49,12 +51,25 @@ func (r *tlsRecords) feed(p []byte) {
 			// With TLS 1.3 a second ClientHello may follow; it is longer.
 			r.finished = r.finished || r.spec && r.last <= maxFinished
 		case recordApplicationData:
-			if r.app < 255 {
+			r.begins = r.begins || !r.harmless()
+			if r.endsHandshake(before) {
+				r.ended, r.app = true, 0
+			} else if r.app < 255 {
 				r.app++
 			}
-			r.begins = r.begins || !r.harmless()
 		}
 	}
+}
+
+// endsHandshake reports whether the last record is the Finished of TLS 1.3, as
+// far as its length tells, and that of the record before it. A client that is
+// not asked for a certificate sends nothing else, one that has none sends an
+// empty Certificate first, and one that has one a CertificateVerify as well.
+func (r *tlsRecords) endsHandshake(before uint16) bool {
+	if r.finished || r.ended || r.last != finished32 && r.last != finished48 {
+		return false
+	}
+	return r.app != 1 || before == noCertificate
 }
 
 const (
@@ -66,6 +81,11 @@ const (
 	// 48 bytes: 4 bytes before it, and 17 after.
 	finished32 = 4 + 32 + 17
 	finished48 = 4 + 48 + 17
+
+	// noCertificate is the length of an empty Certificate of TLS 1.3, and
+	// fullRecord that of a record that the next one continues.
+	noCertificate = 4 + 1 + 3 + 17
+	fullRecord    = 1<<14 + 17
 )
 
 // The lengths of records that begin no request: CR LF with the ciphers of TLS
@@ -93,14 +113,14 @@ func (r *tlsRecords) partial() bool { return r.left > 0 || r.have > 0 }
 
 // silent reports whether the client has finished its handshake and sent
 // nothing since, as far as lengths tell. With TLS 1.3 the end of the handshake
-// looks like application data: one record, or, if the client was asked for a
-// certificate, several of which the last is a Finished.
+// looks like application data: a Finished, behind other records if the client
+// was asked for a certificate, or one record with all of these in it.
 func (r *tlsRecords) silent() bool {
 	switch {
 	case r.partial():
 		return false
-	case r.finished:
+	case r.finished || r.ended:
 		return r.app == 0
 	}
-	return r.app == 1 || r.app > 1 && (r.last == finished32 || r.last == finished48)
+	return r.app == 1 && r.last < fullRecord
 }
