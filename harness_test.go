@@ -204,6 +204,10 @@ type rawConn struct {
 	r *bufio.Reader
 }
 
+func newRawConn(t *testing.T, c net.Conn) *rawConn {
+	return &rawConn{Conn: c, t: t, r: bufio.NewReader(c)}
+}
+
 func (c *rawConn) send(s string) {
 	c.t.Helper()
 	if _, err := io.WriteString(c.Conn, s); err != nil {
