@@ -35,7 +35,9 @@ func (c control) Counters() supervised.Counters {
 	s := c.s
 	begun, inFlight := s.requests()
 	n := supervised.Counters{Requests: begun, InFlight: int(inFlight), Newcomers: int(s.newcomers.Load())}
-	for _, set := range s.sets() {
+	listeners, former := s.known()
+	n.Accepted = former.accepted
+	for _, set := range s.setsOf(listeners) {
 		c := set.Counts()
 		n.Accepted += c.Accepted
 		n.Connections += c.Open

@@ -10,10 +10,13 @@ import (
 
 // sets returns the sets of open connections.
 func (s *Server) sets() []*track.Set {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	listeners, _ := s.known()
+	return s.setsOf(listeners)
+}
+
+func (s *Server) setsOf(listeners []*Listener) []*track.Set {
 	sets := []*track.Set{s.opaque.set}
-	for _, l := range s.listeners {
+	for _, l := range listeners {
 		sets = append(sets, l.conns)
 	}
 	return sets

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -107,6 +108,7 @@ type Listener struct {
 	socket *gate.Socket
 	room   chan struct{} // has an element when a newcomer should look for a place
 
+	ended     atomic.Bool   // see end
 	closed    chan struct{} // closed by Close
 	closeOnce sync.Once
 	drainOnce sync.Once
@@ -124,6 +126,7 @@ type Listener struct {
 type observer interface {
 	connsChanged()           // a connection left, became quiet or was detached
 	newcomersChanged(by int) // so many more wait for a place
+	listenerEmptied()        // the last connection left after the Listener had ended
 }
 
 // connOwner is the Listener as the owner of its connections.
@@ -138,8 +141,12 @@ func (o *connOwner) Notice(_ *track.Conn, e track.Events) {
 	l.mu.Lock()
 	observer := l.observer
 	l.mu.Unlock()
-	if observer != nil && l.conns.Stopping() {
+	switch {
+	case observer == nil:
+	case l.conns.Stopping():
 		observer.connsChanged()
+	case l.isSpent():
+		observer.listenerEmptied()
 	}
 }
 

@@ -83,6 +83,7 @@ type Server struct {
 	mu         sync.Mutex // guards the following
 	err        error      // what is wrong with the options
 	listeners  []*Listener
+	former     formerCounts // of listeners that are not among these any more
 	hooks      []hook
 	hooksRun   bool                      // all of them have
 	onDrain    []func()                  // see RegisterOnShutdown
@@ -231,11 +232,14 @@ func (s *Server) serve(l net.Listener, run func(net.Listener) error) error {
 
 	s.mu.Lock()
 	stopping := s.stopping
-	s.mu.Unlock()
 	closed := errors.Is(err, http.ErrServerClosed)
 	if !stopping && !closed {
+		ours.end()
+		s.forgetSpent()
+		s.mu.Unlock()
 		return err
 	}
+	s.mu.Unlock()
 	if closed && !s.endsHTTP.Load() {
 		s.noteBypass()
 	}
@@ -264,9 +268,10 @@ func (s *Server) register(l net.Listener) (*Listener, error) {
 
 // adopt lets l report to s. Its caller holds s.mu.
 func (s *Server) adopt(l *Listener) {
-	if slices.Contains(s.listeners, l) {
+	if l.ended.Load() || slices.Contains(s.listeners, l) {
 		return
 	}
+	s.forgetSpent()
 	l.observe(s)
 	s.listeners = append(s.listeners, l)
 	if below := l.under(); below != nil {

@@ -225,6 +225,7 @@ func (s *Server) closeListeners(ctx context.Context, cause stopCause) drainResul
 	s.mu.Lock()
 	listeners, unseen := slices.Clone(s.listeners), s.unseen
 	s.mu.Unlock()
+	listeners = slices.DeleteFunc(listeners, func(l *Listener) bool { return l.ended.Load() })
 	if cause.bypassed || cause.close {
 		for _, l := range listeners {
 			l.Close()

@@ -2,7 +2,6 @@ package usher
 
 import (
 	"net/http"
-	"slices"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/limit"
@@ -152,8 +151,9 @@ func (s *Server) Stats() Stats {
 		r := *s.report
 		st.Report = &r
 	}
-	listeners := slices.Clone(s.listeners)
 	s.mu.Unlock()
+	listeners, former := s.known()
+	st.Accepted, st.IdleEvicted = former.accepted, former.evicted
 	st.Requests, st.InFlight = s.requests()
 	if s.limiter != nil {
 		f := s.limiter.Stats()
@@ -167,7 +167,7 @@ func (s *Server) Stats() Stats {
 		st.IdleEvicted += l.evicted
 		l.mu.Unlock()
 	}
-	for _, set := range s.sets() {
+	for _, set := range s.setsOf(listeners) {
 		n := set.Counts()
 		st.Accepted += n.Accepted
 		st.Queued += n.Queued
