@@ -2,282 +2,178 @@ package usher
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"net"
-	"strings"
+	"net/http"
 	"time"
 
-	"github.com/seed-235859eb/usher/internal/gate"
-	"github.com/seed-235859eb/usher/internal/supervised"
 	"github.com/seed-235859eb/usher/internal/track"
 )
 
-// A Guarantee says what a drain could do for connections that nobody had
-// accepted yet.
-type Guarantee int
-
-const (
-	// GuaranteeNone: the listener was closed at once, because it hides its
-	// socket or the system, Windows for one, has no means; connections in its
-	// accept queue were reset.
-	GuaranteeNone Guarantee = iota
-
-	// GuaranteeQueue: the accept queue was served and then the socket closed.
-	// A handshake that ended between the two was reset, unless another process
-	// has the socket, too. All TCP sockets that are neither from [Listen] nor
-	// Exclusive (see [ListenerOptions]) get this, and where the kernel has no
-	// [Gate] the others, too.
-	GuaranteeQueue
-
-	// GuaranteeAll: new handshakes were stopped first, so that each
-	// connection that a client saw as established was served.
-	GuaranteeAll
-)
-
-// String returns "none", "queue" or "all".
-func (g Guarantee) String() string {
-	switch g {
-	case GuaranteeNone:
-		return "none"
-	case GuaranteeQueue:
-		return "queue"
-	case GuaranteeAll:
-		return "all"
-	}
-	return fmt.Sprintf("Guarantee(%d)", int(g))
+// sets returns the sets of open connections.
+func (s *Server) sets() []*track.Set {
+	listeners, _ := s.known()
+	return s.setsOf(listeners)
 }
 
-// MarshalText implements [encoding.TextMarshaler].
-func (g Guarantee) MarshalText() ([]byte, error) { return []byte(g.String()), nil }
-
-// A Gate is what stopped new handshakes in a drain.
-type Gate string
-
-const (
-	// GateInterface: the socket was tied to a network interface that does not
-	// exist. Newcomers were refused at once.
-	GateInterface = Gate(gate.Interface)
-
-	// GateFilter: a socket filter dropped requests for connections. Newcomers
-	// send theirs again, after a second on most systems.
-	GateFilter = Gate(gate.Filter)
-
-	// GateName: the name of the unix socket was removed.
-	GateName = Gate(gate.Name)
-
-	// GateSiblings: nothing, as other processes go on with the sockets.
-	GateSiblings Gate = "siblings"
-
-	// GateNone: nothing.
-	GateNone = Gate(gate.None)
-)
-
-// Drain stops new connections and waits until those that the kernel has
-// established are accepted; then it closes the socket, so that new connects
-// are refused. It returns what it could guarantee.
-//
-// Somebody must keep calling [Listener.Accept] meanwhile; those calls block,
-// and do not fail, until [Listener.Close]. If ctx ends first, the socket is
-// closed at once, its queue is lost, and the error wraps ctx's and says how
-// many connections were waiting. A second call waits for the first.
-func (l *Listener) Drain(ctx context.Context) (Guarantee, error) {
-	l.markStopping()
-	first := false
-	l.drainOnce.Do(func() { first = true })
-	if first {
-		l.shutGate(ctx)
-		close(l.gateShut)
+func (s *Server) setsOf(listeners []*Listener) []*track.Set {
+	sets := []*track.Set{s.opaque.Set}
+	for _, l := range listeners {
+		sets = append(sets, l.conns)
 	}
-	select {
-	case <-l.drained():
-		return l.result().guarantee(), nil
-	case <-l.closed:
-		return l.result().guarantee(), nil
-	case <-ctx.Done():
-	}
-	queued := ""
-	if n, err := l.Queued(); err == nil {
-		queued = fmt.Sprintf(" with %d connections in the accept queue", n)
-	}
-	if first {
-		l.closeSocket()
-	}
-	return GuaranteeNone, fmt.Errorf("usher: drain of %v cut short%s: %w", l.Addr(), queued, context.Cause(ctx))
+	return sets
 }
 
-// drained returns a channel that is closed when the socket is, and each
-// connection that came from it is counted.
-func (l *Listener) drained() <-chan struct{} {
-	if below := l.under(); below != nil {
-		return below.drained()
+// open returns the number of open connections, and how many of those leave in
+// the drain: all but HTTP/2, which net/http ends with a GOAWAY, and the
+// hijacked ones.
+func (s *Server) open() (all, leaving int) {
+	for _, set := range s.sets() {
+		n, attached := set.Open()
+		all += n
+		leaving += attached
 	}
-	return l.socket.Done()
+	return all, leaving
 }
 
-// closeSocket closes the socket with what its queue holds.
-func (l *Listener) closeSocket() {
-	if below := l.under(); below != nil {
-		below.closeSocket()
+// empty reports whether all connections have left that a stop waits for. One
+// that came about behind usher's back does not wait for hijacked ones, as
+// net/http does not.
+func (s *Server) empty(cause stopCause) bool {
+	if !cause.bypassed {
+		all, _ := s.open()
+		return all == 0
 	}
-	l.socket.Close()
+	for _, set := range s.sets() {
+		n := set.CountReported()
+		if n[http.StateNew]+n[http.StateActive]+n[http.StateIdle] > 0 {
+			return false
+		}
+	}
+	return true
 }
 
-// markStopping notes that a stop has begun. From here on the fate of each
-// connection is counted.
-func (l *Listener) markStopping() {
-	l.conns.BeginStop()
-	l.conns.Want(track.Left | track.Quiet | track.Detached)
-	l.signalRoom() // in a stop all newcomers have a place
-	if below := l.under(); below != nil {
-		below.markStopping()
-	}
-}
+// http2Settle is how long an HTTP/2 connection without a stream is left alone
+// in the drain: a request may follow its preface or its last response. The
+// GOAWAY that net/http sends says that a later one was not processed.
+const http2Settle = 100 * time.Millisecond
 
-// A drainResult is what a drain could do.
-type drainResult struct{ gate.Result }
-
-func (r drainResult) guarantee() Guarantee { return Guarantee(r.Guarantee) }
-
-// result returns what the drain has come to.
-func (l *Listener) result() drainResult {
-	if below := l.under(); below != nil {
-		return below.result()
+// drain waits until the listeners are closed and all HTTP/1 connections have
+// left, and closes those that are silent for too long. It returns what comes
+// from closed.
+func (s *Server) drain(ctx context.Context, cause stopCause, closed <-chan drainResult) (g drainResult) {
+	grace, settle := s.opts.Shutdown.IdleGrace, http2Settle
+	if deadline, ok := ctx.Deadline(); ok {
+		// What is closed for its silence must not be cut for it.
+		grace = min(grace, time.Until(deadline)/2)
 	}
-	return drainResult{l.socket.Result()}
-}
-
-// shutGate goes through the steps of Drain up to the point where the socket is
-// closed as soon as its queue is empty.
-func (l *Listener) shutGate(ctx context.Context) {
-	if below := l.under(); below != nil {
-		below.drainOnce.Do(func() {
-			below.shutGate(ctx)
-			close(below.gateShut)
-		})
-		return
+	if cause.quick {
+		grace, settle = 0, 0
 	}
-	if sv, ok := l.inner.(supervised.Listener); ok {
-		l.socket.Finish(l.logged(l.shutSupervised(ctx, sv)))
-		sv.Finish()
-		return
-	}
-	l.socket.Empty(l.logged(l.shutSocket(ctx)))
-}
-
-// logged says so if new handshakes are not stopped.
-func (l *Listener) logged(r gate.Result) gate.Result {
-	if r.Guarantee < gate.GuaranteeAll {
-		l.log.Info("usher: new handshakes are not stopped; one that ends while the listener is closed is lost", "addr", l.Addr(), "reason", r.Reason)
-	}
-	return r
-}
-
-func (l *Listener) shutSocket(ctx context.Context) gate.Result {
-	rc, err := l.socket.SyscallConn()
-	if err != nil {
-		return gate.Result{Guarantee: gate.GuaranteeNone, Mechanism: gate.None, Reason: err.Error()}
-	}
-	if _, ok := l.inner.(*net.UnixListener); ok {
-		return l.socket.RemoveName()
-	}
-	if _, own := l.inner.(ownListener); !own && !l.opts.Exclusive {
-		return ungated("the socket is neither from usher.Listen nor Exclusive")
-	}
-	return l.awaitGate(ctx, gate.Shut(rc), func() (gate.Pending, error) { return gate.Handshakes(rc) })
-}
-
-// shutSupervised asks the supervisor of this process to stop handshakes.
-func (l *Listener) shutSupervised(ctx context.Context, sv supervised.Listener) gate.Result {
-	switch out, err := sv.Shut(); {
-	case err == nil:
-		return l.awaitGate(ctx, out, sv.Handshakes)
-	case errors.Is(err, supervised.ErrShared):
-		return gate.Result{Guarantee: gate.GuaranteeAll, Mechanism: gate.Mechanism(GateSiblings)}
-	case errors.Is(err, supervised.ErrForeign):
-		return ungated("the socket is not this program's alone")
-	default:
-		return ungated(err.Error())
-	}
-}
-
-// ungated says that new handshakes are not stopped.
-func ungated(reason string) gate.Result {
-	return gate.Result{Guarantee: gate.GuaranteeQueue, Mechanism: gate.None, Reason: reason}
-}
-
-// awaitGate waits, if new handshakes have been stopped, for those under way.
-func (l *Listener) awaitGate(ctx context.Context, out gate.Outcome, look func() (gate.Pending, error)) gate.Result {
-	reason := ""
-	if out.Refused != nil {
-		reason = strings.ReplaceAll(out.Refused.Error(), "\n", "; ")
-	}
-	switch out.Mechanism {
-	case gate.None:
-		return ungated(reason)
-	case gate.Filter:
-		l.log.Info("usher: new handshakes are dropped, not refused: clients wait for a second", "addr", l.Addr(), "reason", reason)
-	case gate.Name:
-		return gate.Result{Guarantee: gate.GuaranteeAll, Mechanism: gate.Name, Reason: reason}
-	}
-	if open := l.awaitHandshakes(ctx, look); open > 0 {
-		// Until these are shut too, the kernel goes on giving us connections.
-		return ungated(fmt.Sprintf("%d other sockets of the SO_REUSEPORT group go on", open))
-	}
-	if ctx.Err() != nil {
-		return ungated("there was no time to wait for handshakes under way")
-	}
-	return gate.Result{Guarantee: gate.GuaranteeAll, Mechanism: out.Mechanism, Reason: reason}
-}
-
-// nextLook is how soon the kernel is asked again for handshakes under way: long
-// enough for it to take in a packet that was at its door the last time.
-const nextLook = 5 * time.Millisecond
-
-// awaitHandshakes waits until two looks in succession find nothing under way,
-// or for HandshakeGrace, which is also what it waits if there is no looking. It
-// returns how many other sockets of the group were open to newcomers in the end.
-func (l *Listener) awaitHandshakes(ctx context.Context, look func() (gate.Pending, error)) (open int) {
-	grace := time.NewTimer(l.opts.HandshakeGrace)
-	defer grace.Stop()
-	next := time.NewTimer(0)
-	defer next.Stop()
-	for quiet := 0; ; {
+	idle, http2 := time.NewTimer(0), time.NewTimer(time.Hour)
+	defer idle.Stop()
+	defer http2.Stop()
+	for {
+		if closed == nil {
+			if _, leaving := s.open(); leaving == 0 {
+				wait := s.unsettled(settle, grace)
+				if wait <= 0 {
+					return g
+				}
+				http2.Reset(wait)
+			}
+		}
 		select {
-		case <-next.C:
-			began := time.Now()
-			p, err := look()
-			if err != nil {
-				l.log.Debug("usher: handshakes under way cannot be counted: waiting for HandshakeGrace", "addr", l.Addr(), "error", err)
-				continue // and look no more
+		case g = <-closed:
+			closed = nil
+			if ctx.Err() == nil {
+				s.enterPhase(PhaseDrain)
 			}
-			if quiet++; p != (gate.Pending{}) {
-				quiet = 0
+		case <-idle.C:
+			// A connection that is busy now is due in grace at the earliest.
+			idle.Reset(s.retireDue(ctx, grace))
+		case <-http2.C:
+		case <-s.wake:
+			if grace == 0 {
+				s.retireDue(ctx, 0)
 			}
-			if open = p.Open; quiet == 2 {
-				return 0
-			}
-			// On a machine with very many connections a look takes its time.
-			next.Reset(max(nextLook, time.Since(began)))
-		case <-grace.C:
-			return open
 		case <-ctx.Done():
-			return open
-		case <-l.closed:
-			return open
+			if closed != nil {
+				g = <-closed // ctx ends it, too
+			}
+			return g
 		}
 	}
 }
 
-// Queued returns the number of connections in the kernel's accept queue. Only
-// TCP on Linux tells the number; elsewhere 1 stands for one or more. The error
-// wraps [errors.ErrUnsupported] where nothing is known.
-func (l *Listener) Queued() (int, error) {
-	if sv, ok := l.inner.(supervised.Listener); ok {
-		return sv.Queued()
+// unsettled returns how long HTTP/2 connections are still to be left alone:
+// settle after the last stream, and grace for those that stop in their preface.
+func (s *Server) unsettled(settle, grace time.Duration) time.Duration {
+	var longest time.Duration
+	for _, set := range s.sets() {
+		now := set.Now()
+		set.Each(func(c *track.Conn, st track.State) {
+			if !st.HTTP2() || st.Closed() {
+				return
+			}
+			switch st.Reported() {
+			case http.StateNew:
+				// Its preface has begun, and net/http would not find it yet for
+				// its GOAWAY (golang/go#81154).
+				if c.QuietSince()+grace > now {
+					longest = max(longest, http2Settle)
+				}
+			case http.StateIdle:
+				wait := c.QuietSince() + settle - now
+				if wait <= 0 && settle > 0 && (!st.Quiet() || c.Unread()) {
+					wait = settle // something has come in just now
+				}
+				longest = max(longest, wait)
+			}
+		})
 	}
-	if below := l.under(); below != nil {
-		return below.Queued()
+	return longest
+}
+
+// spread bounds how far apart the closes of silent connections are, so that
+// their clients do not all come back in the same moment.
+const spread = time.Millisecond
+
+// retireDue closes the connections that have been silent for grace, and
+// returns when to look again.
+func (s *Server) retireDue(ctx context.Context, grace time.Duration) time.Duration {
+	next := grace
+	if grace == 0 {
+		next = time.Second // for the rare one that could not be closed just then
 	}
-	return l.socket.Queued()
+	var due []*track.Conn
+	for _, set := range s.sets() {
+		now := set.Now()
+		set.Each(func(c *track.Conn, st track.State) {
+			if !st.Quiet() || st.HTTP2() {
+				return
+			}
+			if wait := c.QuietSince() + grace - now; wait <= 0 {
+				due = append(due, c)
+			} else {
+				next = min(next, wait)
+			}
+		})
+	}
+	if len(due) == 0 {
+		return next
+	}
+	pace := min(spread, grace/10/time.Duration(len(due)))
+	began := time.Now()
+	for i, c := range due {
+		if wait := time.Duration(i)*pace - time.Since(began); wait > 0 {
+			t := time.NewTimer(wait)
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				t.Stop()
+				return next
+			}
+		}
+		c.Retire()
+	}
+	return min(next, spread)
 }

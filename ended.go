@@ -56,7 +56,7 @@ func (s *Server) forgetSpent() {
 		}
 		s.former.accepted += l.conns.Counts().Accepted
 		l.mu.Lock()
-		s.former.evicted += l.evicted
+		s.former.evicted += l.limit.Evicted()
 		l.mu.Unlock()
 		return true
 	})

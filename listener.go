@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/gate"
+	"github.com/seed-235859eb/usher/internal/maxconns"
+	"github.com/seed-235859eb/usher/internal/nethttp"
 	"github.com/seed-235859eb/usher/internal/track"
 )
 
@@ -105,8 +108,8 @@ type Listener struct {
 	opts   ListenerOptions
 	log    *slog.Logger
 	conns  *track.Set
+	limit  *maxconns.Limit
 	socket *gate.Socket
-	room   chan struct{} // has an element when a newcomer should look for a place
 
 	ended     atomic.Bool   // see end
 	closed    chan struct{} // closed by Close
@@ -114,12 +117,9 @@ type Listener struct {
 	drainOnce sync.Once
 	gateShut  chan struct{} // closed when handshakes have ended, or will not be waited for
 
-	mu        sync.Mutex    // guards the following
-	below     *Listener     // that inner accepts from, if it speaks TLS on top of one; or nil
-	observer  observer      // the Server that serves it, or nil
-	newcomers int           // connections that wait for a place
-	evictable []*track.Conn // those found idle when last looked, longest first
-	evicted   uint64        // connections closed for MaxConns or for want of descriptors
+	mu       sync.Mutex // guards the following
+	below    *Listener  // that inner accepts from, if it speaks TLS on top of one; or nil
+	observer observer   // the Server that serves it, or nil
 }
 
 // An observer is what a Listener tells of itself. It must not block.
@@ -135,8 +135,8 @@ type connOwner Listener
 // Notice implements [track.Owner].
 func (o *connOwner) Notice(_ *track.Conn, e track.Events) {
 	l := (*Listener)(o)
-	if e&track.Left != 0 && l.opts.MaxConns > 0 {
-		l.signalRoom()
+	if e&track.Left != 0 {
+		l.limit.Look()
 	}
 	l.mu.Lock()
 	observer := l.observer
@@ -159,6 +159,36 @@ func listenerOf(c *track.Conn) *Listener {
 	return (*Listener)(o)
 }
 
+// underTLS returns a Listener below l if l is a listener of crypto/tls, else
+// nil. It puts one there, if there is none: the socket below can be emptied
+// before it is closed, and the connections below TLS tell what they do.
+func underTLS(l net.Listener, opts ListenerOptions, log *slog.Logger) *Listener {
+	field, ok := nethttp.TLSInner(l)
+	if !ok {
+		return nil
+	}
+	inner, _ := field.Interface().(net.Listener)
+	if inner == nil {
+		return nil
+	}
+	below, ok := inner.(*Listener)
+	if !ok {
+		below = newListener(inner, opts, log)
+		field.Set(reflect.ValueOf(below))
+	}
+	return below
+}
+
+// listenerUnderTLS returns the Listener that a listener of crypto/tls accepts
+// from, or nil.
+func listenerUnderTLS(l net.Listener) *Listener {
+	if f, ok := nethttp.TLSInner(l); ok {
+		ours, _ := f.Interface().(*Listener)
+		return ours
+	}
+	return nil
+}
+
 // listenerBelow returns the Listener that l is, or nil.
 func listenerBelow(l net.Listener) *Listener {
 	if ours, ok := l.(*Listener); ok {
@@ -173,7 +203,7 @@ func (l *Listener) observe(o observer) {
 	defer l.mu.Unlock()
 	if l.observer == nil {
 		l.observer = o
-		o.newcomersChanged(l.newcomers)
+		l.limit.Observe(o.newcomersChanged)
 	}
 }
 
@@ -205,13 +235,9 @@ func newListener(inner net.Listener, opts ListenerOptions, log *slog.Logger) *Li
 		log:      log,
 		closed:   make(chan struct{}),
 		gateShut: make(chan struct{}),
-		room:     make(chan struct{}, 1),
 	}
 	l.conns = track.NewSet((*connOwner)(l))
-	if opts.MaxConns > 0 {
-		l.conns.KeepTime()
-		l.conns.Want(track.Left)
-	}
+	l.limit = maxconns.New(l.conns, opts.MaxConns)
 	l.below = underTLS(inner, opts, log)
 	if own, ok := inner.(ownListener); ok {
 		inner = own.TCPListener
@@ -276,7 +302,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 		case err == nil && tracked == nil:
 			return c, nil
 		case err == nil:
-			if !l.admit() {
+			if !l.limit.Admit(l.closed) {
 				tracked.Cut()
 				return nil, l.closedError("accept")
 			}
@@ -288,7 +314,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		l.conns.KeepTime()
-		evicted, _ := l.evictIdle()
+		evicted, _ := l.limit.Evict()
 		backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
 		l.log.Warn("usher: accept failed, will try again", "error", err, "in", backoff, "idle connection closed", evicted)
 		if !l.pause(backoff) {

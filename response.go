@@ -2,12 +2,16 @@ package usher
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 
 	"github.com/felixge/httpsnoop"
+
+	"github.com/seed-235859eb/usher/internal/nethttp"
+	"github.com/seed-235859eb/usher/internal/track"
 )
 
 // handler wraps the user's handler. As long as the server serves it adds two
@@ -113,4 +117,47 @@ func wantsKeepAlive(r *http.Request) bool {
 		}
 	}
 	return false
+}
+
+// abortUnfinished is called when a handler has returned and the time of the stop
+// is over. If the handler returned because its context was cancelled, net/http
+// would end its response, of which only it knows how long it should have been,
+// as if it were whole. The client must see that it was cut.
+//
+// A response that did not begin before its request was cancelled is the
+// handler's answer to that. Whether it did is known of those that begun says,
+// and of others if the header has been sent: who writes it after the
+// cancellation, and then more than net/http buffers, without a length, is taken
+// for one that was cut.
+func (s *Server) abortUnfinished(w http.ResponseWriter, r *http.Request, begun bool) {
+	if context.Cause(r.Context()) != ErrShuttingDown {
+		return
+	}
+	p := nethttp.ProgressOf(w, r)
+	if !p.Sent && !begun || p.Whole {
+		return
+	}
+	if r.ProtoMajor == 1 {
+		s.aborted.Add(1)
+		if p.UntilClose {
+			reset(w)
+		}
+	}
+	panic(http.ErrAbortHandler)
+}
+
+// reset has the client read an error, and not the end of the connection: only
+// that would tell that a response is not whole whose end is the connection's.
+func reset(w http.ResponseWriter) {
+	c, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return
+	}
+	if tracked := track.Of(c); tracked != nil {
+		if tc, ok := tracked.NetConn().(*net.TCPConn); ok {
+			tc.SetLinger(0)
+		}
+		tracked.Cut()
+	}
+	c.Close()
 }

@@ -5,12 +5,67 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"time"
-
-	"github.com/seed-235859eb/usher/internal/gate"
-	"github.com/seed-235859eb/usher/internal/track"
 )
+
+// ShutdownOptions say how long a stop waits, and for what. The zero value is
+// the default for production.
+type ShutdownOptions struct {
+	// Delay is the lame duck: for so long after the stop began, readiness
+	// fails and everything else goes on, for load balancers that learn late.
+	// Zero means none. A negative value is an error.
+	Delay time.Duration
+
+	// IdleGrace is how long a connection may stay silent, from the drain's
+	// beginning or from its last response on, before it is closed. Only an
+	// answer retires an HTTP/1 connection without a race: who speaks within
+	// IdleGrace gets one.
+	//
+	// Of a client that sends its requests at random moments, at a rate of its
+	// own, and has a round trip of R, at most R/(e·IdleGrace) requests are
+	// lost: with 5 s and 1 ms, one stop in 13,000.
+	//
+	// Zero means 5 s, or a fifth of GracePeriod if that is less. A stop that
+	// has less than twice IdleGrace left, after Delay or by its context, makes
+	// do with half of what it has. A negative value, or one not less than
+	// GracePeriod, is an error.
+	IdleGrace time.Duration
+
+	// GracePeriod is how long a stop may take in all. What has not ended by
+	// then is cut; hooks get a tenth more. Zero means 25 s, as Heroku and
+	// Kubernetes kill after 30 s. A negative value is an error.
+	GracePeriod time.Duration
+}
+
+const (
+	defaultGracePeriod = 25 * time.Second
+	defaultIdleGrace   = 5 * time.Second
+)
+
+func (o ShutdownOptions) validate() error {
+	for _, f := range []struct {
+		name  string
+		value time.Duration
+	}{{"Delay", o.Delay}, {"IdleGrace", o.IdleGrace}, {"GracePeriod", o.GracePeriod}} {
+		if f.value < 0 {
+			return fmt.Errorf("usher: Options.Shutdown.%s is %v, must not be negative", f.name, f.value)
+		}
+	}
+	if d := o.withDefaults(); d.IdleGrace >= d.GracePeriod {
+		return fmt.Errorf("usher: Options.Shutdown.IdleGrace is %v, must be less than GracePeriod, which is %v", d.IdleGrace, d.GracePeriod)
+	}
+	return nil
+}
+
+func (o ShutdownOptions) withDefaults() ShutdownOptions {
+	if o.GracePeriod == 0 {
+		o.GracePeriod = defaultGracePeriod
+	}
+	if o.IdleGrace == 0 {
+		o.IdleGrace = min(defaultIdleGrace, o.GracePeriod/5)
+	}
+	return o
+}
 
 // Shutdown stops the server without losing a request: it goes through the
 // phases that the package documentation describes and returns when the last
@@ -59,365 +114,33 @@ func (s *Server) Close() error {
 	return nil
 }
 
-// stopCause says why a stop begins.
-type stopCause struct {
-	reason   string
-	quick    bool // skip Delay and IdleGrace
-	bypassed bool // Shutdown or Close of the http.Server was called
-	close    bool // Close
+// ErrShuttingDown is the cause of a request's context that was cancelled
+// because GracePeriod was over: see [context.Cause].
+var ErrShuttingDown = errors.New("usher: shutting down")
+
+var (
+	errGraceOver = errors.New("GracePeriod is over")
+	errEndNow    = errors.New("a third signal arrived")
+)
+
+// A ShutdownError tells how a stop fell short.
+type ShutdownError struct {
+	Phase  Phase  // where it was when its time ended; PhaseFinish if only hooks failed
+	Report Report // of what was left then and what was cut
+	Err    error  // why
 }
 
-// beginStop starts the one stop of s's life, and reports whether it did.
-func (s *Server) beginStop(ctx context.Context, cause stopCause) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.stopping {
-		return false
+// Error returns one line.
+func (e *ShutdownError) Error() string {
+	left := ""
+	if e.Report.StillOpen > 0 {
+		left = fmt.Sprintf(", %d of %d connections still open", e.Report.StillOpen, e.Report.Open+e.Report.Queued)
 	}
-	s.stopping = true
-	if cause.close {
-		s.end(http.ErrServerClosed)
+	if e.Report.Cut > 0 {
+		left = fmt.Sprintf(", %d of %d connections cut", e.Report.Cut, e.Report.Open+e.Report.Queued)
 	}
-	if !s.valid { // Wrap has found fault
-		s.result = s.err
-		s.setPhase(PhaseStopped)
-		close(s.done)
-		return true
-	}
-	if s.opts.Shutdown.Delay > 0 && s.Phase() == PhaseServing && !cause.quick && !cause.bypassed && !cause.close {
-		s.setPhase(PhaseLameDuck)
-	} else {
-		s.setPhase(PhaseGate)
-	}
-	go s.stop(ctx, cause)
-	return true
+	return fmt.Sprintf("usher: shutdown fell short in phase %q%s: %v", e.Phase, left, e.Err)
 }
 
-// cutLameDuck ends the lame duck.
-func (s *Server) cutLameDuck(why string) {
-	s.log.Info("usher: second signal: no more delay; a third ends everything at once", "signal", why, "phase", s.Phase().String())
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.hurried {
-		return
-	}
-	s.hurried = true
-	close(s.hurry)
-}
-
-// endNow has the stop cut what is left.
-func (s *Server) endNow(why string) {
-	s.log.Warn("usher: signal ends everything at once", "signal", why)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.end(errEndNow)
-}
-
-// end closes s.now. Its caller holds s.mu.
-func (s *Server) end(cause error) {
-	if s.cutting {
-		return
-	}
-	s.cutting = true
-	s.endCause = cause
-	close(s.now)
-}
-
-var errBypassed = fmt.Errorf("Shutdown or Close of the http.Server was called directly: %w", http.ErrServerClosed)
-
-// noteBypass is called when Shutdown or Close of the http.Server was called
-// while it served, or while a stop still had need of it.
-func (s *Server) noteBypass() {
-	s.mu.Lock()
-	first := !s.bypassed && s.Phase() < PhaseStopped
-	s.bypassed = s.bypassed || first
-	s.mu.Unlock()
-	if first {
-		s.log.Warn("usher: Shutdown or Close of the http.Server was called directly: requests are lost; call those of usher.Server")
-		s.beginStop(context.Background(), stopCause{reason: "http.Server stopped directly", bypassed: true})
-	}
-}
-
-// stop runs the phases. It is the one goroutine that a stop has, and closes
-// s.done.
-func (s *Server) stop(parent context.Context, cause stopCause) {
-	began := time.Now()
-	grace := s.opts.Shutdown.GracePeriod
-	if deadline, ok := parent.Deadline(); ok {
-		grace = min(grace, time.Until(deadline)*9/10)
-	}
-	ctx, cancel := context.WithTimeoutCause(parent, grace, errGraceOver)
-	defer cancel()
-	ctx, cancelNow := context.WithCancelCause(ctx)
-	defer cancelNow(nil)
-	go func() {
-		select {
-		case <-s.now:
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			cancelNow(s.endCause)
-		case <-ctx.Done():
-		}
-	}()
-	s.log.Info("usher: stopping", "reason", cause.reason, "grace", grace)
-
-	s.lameDuck(ctx)
-	s.enterPhase(PhaseGate)
-	s.beginDrain()
-	closed := make(chan drainResult, 1)
-	go func() { closed <- s.closeListeners(ctx, cause) }()
-	gate := s.drain(ctx, cause, closed)
-	if ctx.Err() == nil {
-		s.enterPhase(PhaseFinish)
-		s.finish(ctx, cause)
-	}
-	reached := s.Phase()
-	var failed error
-	if reached < PhaseFinish || !s.empty(cause) {
-		failed = context.Cause(ctx)
-		s.enterPhase(PhaseHard)
-		s.cutAll(parent, grace, cause)
-	}
-	failed = errors.Join(failed, s.runHooks(latest(began.Add(grace), time.Now().Add(grace/10))))
-	s.conclude(began, cause, gate, reached, failed)
-}
-
-func latest(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
-// lameDuck waits for Delay.
-func (s *Server) lameDuck(ctx context.Context) {
-	if s.Phase() != PhaseLameDuck {
-		return
-	}
-	t := time.NewTimer(s.opts.Shutdown.Delay)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-s.hurry:
-	case <-ctx.Done():
-	}
-}
-
-// beginDrain tells everybody that the drain begins.
-func (s *Server) beginDrain() {
-	close(s.draining)
-	s.mu.Lock()
-	onDrain := s.onDrain
-	listeners := slices.Clone(s.listeners)
-	s.mu.Unlock()
-	for _, l := range listeners {
-		l.markStopping()
-	}
-	s.opaque.beginStop()
-	for _, f := range onDrain {
-		go f()
-	}
-}
-
-// closeListeners goes through the gate and empties the accept queues, and
-// returns the weakest result of all listeners.
-func (s *Server) closeListeners(ctx context.Context, cause stopCause) drainResult {
-	s.mu.Lock()
-	listeners, unseen := slices.Clone(s.listeners), s.unseen
-	s.mu.Unlock()
-	listeners = slices.DeleteFunc(listeners, func(l *Listener) bool { return l.ended.Load() })
-	if cause.bypassed || cause.close {
-		for _, l := range listeners {
-			l.Close()
-		}
-		return drainResult{gate.Result{Mechanism: gate.None, Reason: cause.reason}}
-	}
-	type result struct {
-		drainResult
-		err error
-	}
-	shut, results := make(chan struct{}), make(chan result)
-	open, undrained := len(listeners), len(listeners)
-	for _, l := range listeners {
-		go func() {
-			_, err := l.Drain(ctx)
-			results <- result{l.result(), err}
-		}()
-		go func() {
-			select {
-			case <-l.gateShut:
-			case <-ctx.Done():
-			}
-			shut <- struct{}{}
-		}()
-	}
-	weakest := drainResult{gate.Result{Guarantee: gate.GuaranteeAll}}
-	if unseen {
-		weakest = drainResult{gate.Result{Mechanism: gate.None, Reason: "the http.Server was told to serve directly"}}
-	}
-	for open > 0 || undrained > 0 {
-		select {
-		case <-shut:
-			if open--; open == 0 {
-				s.enterPhase(PhaseAcceptQueue)
-			}
-		case r := <-results:
-			undrained--
-			weakest = drainResult{weakest.Weaker(r.Result)}
-			if r.err != nil {
-				s.log.Warn("usher: accept queue not served", "error", r.err)
-			}
-		}
-	}
-	return weakest
-}
-
-// finish calls net/http's Shutdown, which by now only has HTTP/2 connections
-// to say goodbye to, and waits until all connections have left.
-func (s *Server) finish(ctx context.Context, cause stopCause) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	returned := make(chan struct{})
-	go func() {
-		defer close(returned)
-		s.endHTTP(ctx)
-	}()
-	for !s.empty(cause) {
-		select {
-		case <-s.wake:
-		case <-ctx.Done():
-			return
-		}
-	}
-	// It polls; there is nothing left to poll for.
-	cancel()
-	<-returned
-}
-
-// endHTTP calls net/http's Shutdown, unless this stop or somebody else has
-// before: that runs the functions of RegisterOnShutdown, and would do so again.
-// Its error is a listener's, which Listener logs, or ctx's.
-func (s *Server) endHTTP(ctx context.Context) {
-	s.mu.Lock()
-	again := s.endsHTTP.Swap(true) || s.bypassed
-	s.mu.Unlock()
-	if !again {
-		s.http.Shutdown(ctx)
-	}
-}
-
-// cutAll ends what is left. It says goodbye to HTTP/2 connections, cancels the
-// requests, gives their handlers a moment to say so, and closes all
-// connections.
-func (s *Server) cutAll(parent context.Context, grace time.Duration, cause stopCause) {
-	s.mu.Lock()
-	cancels := s.cancels
-	cutNow := s.cutting
-	listeners := slices.Clone(s.listeners)
-	s.mu.Unlock()
-	ended := make(chan struct{})
-	over, cancel := context.WithCancel(context.Background())
-	cancel() // nobody waits for idle connections any more
-	go func() {
-		defer close(ended)
-		for _, l := range listeners {
-			l.Close()
-		}
-		if !cause.close {
-			s.endHTTP(over)
-		}
-	}()
-	// The Close of a listener that is not ours may hang.
-	bounded(ended, time.Second)
-	for _, cancel := range cancels {
-		cancel(ErrShuttingDown)
-	}
-	moment := min(grace/50, 500*time.Millisecond)
-	if cutNow {
-		moment = min(moment, goAwayTime)
-	}
-	if !cause.close {
-		s.waitEmpty(parent, moment, cause)
-	}
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		for _, set := range s.sets() {
-			set.Each(func(c *track.Conn, _ track.State) { c.Cut() })
-		}
-		s.endsHTTP.Store(true)
-		s.http.Close()
-	}()
-	// A connection that is not the kernel's may hang in its Close.
-	if !bounded(closed, time.Second) {
-		s.log.Warn("usher: close of a connection or listener hangs")
-	}
-	s.waitEmpty(parent, time.Second, cause)
-}
-
-// goAwayTime is what is left for the GOAWAY of HTTP/2 connections to go out when
-// a stop must end now.
-const goAwayTime = 20 * time.Millisecond
-
-// bounded waits until done is closed, for d at most, and reports whether it was.
-func bounded(done <-chan struct{}, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-done:
-		return true
-	case <-t.C:
-		return false
-	}
-}
-
-// waitEmpty waits until no connection is open, for d at most.
-func (s *Server) waitEmpty(ctx context.Context, d time.Duration, cause stopCause) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	for !s.empty(cause) {
-		select {
-		case <-s.wake:
-		case <-t.C:
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// conclude writes the report.
-func (s *Server) conclude(began time.Time, cause stopCause, drained drainResult, reached Phase, failed error) {
-	report := s.countFates()
-	// Their Close hangs, or their Accept has not returned them yet.
-	report.Cut, report.StillOpen = report.Cut+report.StillOpen, 0
-	report.Reason = cause.reason
-	report.Took = time.Since(began)
-	report.Guarantee, report.Gate, report.GateReason = drained.guarantee(), Gate(drained.Mechanism), drained.Reason
-
-	s.mu.Lock()
-	if s.bypassed {
-		failed = errors.Join(failed, errBypassed)
-		report.Guarantee = GuaranteeNone
-	}
-	s.mu.Unlock()
-	var result error
-	switch {
-	case cause.close:
-		result = http.ErrServerClosed
-	case failed != nil:
-		result = &ShutdownError{Phase: reached, Report: report, Err: failed}
-	}
-	args := report.logArgs()
-	if result != nil || report.Guarantee == GuaranteeNone {
-		s.log.Warn("usher: stopped", append(args, "phase", reached.String(), "error", result)...)
-	} else {
-		s.log.Info("usher: stopped", args...)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.result = result
-	s.report = &report
-	s.setPhase(PhaseStopped)
-	close(s.done)
-}
+// Unwrap returns Err.
+func (e *ShutdownError) Unwrap() error { return e.Err }

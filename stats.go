@@ -163,9 +163,7 @@ func (s *Server) Stats() Stats {
 		if n, err := l.Queued(); err == nil && l.under() == nil {
 			st.AcceptQueue += n
 		}
-		l.mu.Lock()
-		st.IdleEvicted += l.evicted
-		l.mu.Unlock()
+		st.IdleEvicted += l.limit.Evicted()
 	}
 	for _, set := range s.setsOf(listeners) {
 		n := set.Counts()

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/maxconns"
 	"github.com/seed-235859eb/usher/internal/memnet"
 )
 
@@ -485,8 +486,8 @@ func TestMaxConns(t *testing.T) {
 		c := v.dial()
 		get(c)
 		a.ended()
-		if d := time.Since(began); d != evictAfter {
-			t.Errorf("a newcomer beside young idle connections waited %v, want %v", d, evictAfter)
+		if d := time.Since(began); d != maxconns.EvictAfter {
+			t.Errorf("a newcomer beside young idle connections waited %v, want %v", d, maxconns.EvictAfter)
 		}
 
 		// Or until one of them is answered again: it is asked to leave then.
@@ -515,8 +516,8 @@ func TestMaxConns(t *testing.T) {
 		e := v.dial()
 		get(e)
 		mute.ended()
-		if d := time.Since(began); d != evictNewAfter {
-			t.Errorf("a newcomer beside a mute connection waited %v, want %v", d, evictNewAfter)
+		if d := time.Since(began); d != maxconns.EvictNewAfter {
+			t.Errorf("a newcomer beside a mute connection waited %v, want %v", d, maxconns.EvictNewAfter)
 		}
 
 		close(release)

@@ -205,7 +205,7 @@ func TestRetireOpaque(t *testing.T) {
 		t.Fatal(err)
 	}
 	set := NewSet(nobody{})
-	c := set.AddOpaque(server)
+	c := set.addOpaque(server)
 	c.Report(server, http.StateNew)
 	if c.State().Quiet() || c.Retire() {
 		t.Error("quiet, and nothing is known")

@@ -82,7 +82,3 @@ func negotiatedHTTP2(nc net.Conn) bool {
 	tc, ok := nc.(interface{ ConnectionState() tls.ConnectionState })
 	return ok && tc.ConnectionState().NegotiatedProtocol == "h2"
 }
-
-// Forget counts an opaque connection out that net/http reported as closed, or
-// as hijacked: whoever closes that will not tell.
-func (c *Conn) Forget() { c.set.remove(c) }

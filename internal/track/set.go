@@ -122,9 +122,9 @@ func (s *Set) Add(nc net.Conn) *Conn {
 	return c
 }
 
-// AddOpaque follows a connection that somebody else reads, so that only what
+// addOpaque follows a connection that somebody else reads, so that only what
 // net/http reports of it is known. Until then it is never quiet.
-func (s *Set) AddOpaque(nc net.Conn) *Conn {
+func (s *Set) addOpaque(nc net.Conn) *Conn {
 	c := &Conn{Conn: nc, set: s, accepted: s.Now()}
 	c.state.Store(uint32(waiting | ahead))
 	s.insert(c)
