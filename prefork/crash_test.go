@@ -80,7 +80,7 @@ func TestQueueOutlivesWorker(t *testing.T) {
 		if n, errs := answers(conns); n < len(conns) {
 			t.Errorf("%d of %d connections answered: %v", n, len(conns), errs)
 		}
-		if e := r.exitOfPID(pid); e.Class != Killed || e.Signal != 9 {
+		if e := r.exitOfPID(pid); e.Class != ClassKilled || e.Signal != 9 {
 			t.Errorf("class %s, signal %d, want killed by 9", e.Class, e.Signal)
 		}
 		r.stop()
@@ -219,7 +219,7 @@ func TestHungWorker(t *testing.T) {
 	fmt.Sscan(hung.Header.Get("X-Pid"), &pid)
 	conns := r.queue(seat, 5)
 	e := r.exitOfPID(pid)
-	if e.Class != Hung {
+	if e.Class != ClassHung {
 		t.Errorf("class %s, want hung", e.Class)
 	}
 	for _, w := range []string{"SIGQUIT", "goroutine ", "plan.serve.func"} { // that hangs
@@ -245,7 +245,7 @@ func TestHealth(t *testing.T) {
 			p.Health = how
 			p.HeartbeatTimeout = 500 * time.Millisecond
 			r := launch(t, p)
-			if e := r.first("WorkerExit"); e.Class != Hung || !strings.Contains(e.Output, "SIGQUIT") {
+			if e := r.first("WorkerExit"); e.Class != ClassHung || !strings.Contains(e.Output, "SIGQUIT") {
 				t.Errorf("class %s, output %.100q, want hung with a dump", e.Class, e.Output)
 			}
 		})
@@ -368,9 +368,9 @@ func TestExitClasses(t *testing.T) {
 		code       int
 		words      []string
 	}{
-		{"status", "/exit?n=3", Code, 3, []string{"exit as asked"}},
-		{"unasked", "/exit?n=0", Clean, 0, []string{"exit as asked"}},
-		{"panic", "/panic", Code, 2, []string{"panic: a goroutine panics", "goroutine ", "planApp"}},
+		{"status", "/exit?n=3", ClassCode, 3, []string{"exit as asked"}},
+		{"unasked", "/exit?n=0", ClassClean, 0, []string{"exit as asked"}},
+		{"panic", "/panic", ClassCode, 2, []string{"panic: a goroutine panics", "goroutine ", "planApp"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -79,7 +79,10 @@ type Options struct {
 	// Hooks are called in the master.
 	Hooks Hooks
 
-	// Logger gets a line for each change. Nil means [slog.Default].
+	// Logger gets a line for each change. Nil means [slog.Default]. Nobody waits
+	// for it: if its output is stuck, lines are dropped and counted. The master's
+	// lines have the attribute "master", its process ID; a worker's have "seat",
+	// "generation" and "pid". Run gives these to [slog.Default] in a worker, too.
 	Logger *slog.Logger
 }
 
@@ -140,6 +143,8 @@ const (
 	restartTries   = 3
 	maxDraining    = 3
 	maxWorkers     = 1024
+	outPatience    = 100 * time.Millisecond // for a standard error that takes nothing
+	logPatience    = 250 * time.Millisecond // at the end, for a log that nobody takes
 )
 
 // Variables, as tests do not wait so long.

@@ -49,6 +49,7 @@ func TestStartWithManyDescriptors(t *testing.T) {
 		if state, err := s.process.Wait(); err != nil || !state.Success() {
 			t.Errorf("with %d descriptors more: %v, %v", n, state, err)
 		}
-		s.close()
+		s.link.Close()
+		s.stream.file.Close()
 	}
 }

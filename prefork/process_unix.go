@@ -103,13 +103,9 @@ func (s processSpec) close() {
 // abandon lets a process go that nobody wants any more: to it, its master has
 // died.
 func (s *started) abandon() {
-	s.close()
-	go s.process.Wait()
-}
-
-func (s *started) close() {
 	s.link.Close()
-	s.stderr.Close()
+	s.stream.file.Close()
+	go s.process.Wait()
 }
 
 // startProcess starts a worker. The descriptors go to it by syscall.ForkExec:
@@ -177,7 +173,7 @@ func startProcess(spec processSpec) (*started, error) {
 	if err != nil {
 		return fail(fmt.Errorf("prefork: process %d: %w", pid, err))
 	}
-	return &started{process: process, link: link, stderr: r, allRead: make(chan struct{})}, nil
+	return &started{process: process, link: link, stream: newStream(r)}, nil
 }
 
 // socketPair makes a pair that no child inherits by accident.

@@ -49,6 +49,7 @@ type plan struct {
 	Before     *planExit // main ends before it comes to Run
 	HangBefore bool      // or hangs
 	LogTo      string    // file; standard error if empty
+	LogAtEnd   bool      // main writes to standard error when Run has returned
 
 	Seat       *int          // which the following is about; nil means all
 	Boot       *planExit     // the function ends the process at once
@@ -174,7 +175,11 @@ func testProgram() int {
 		fmt.Fprintln(os.Stderr, "options:", err)
 		return 2
 	}
-	if err := Run(context.Background(), opts, p.serve); err != nil {
+	err = Run(context.Background(), opts, p.serve)
+	if p.LogAtEnd {
+		fmt.Fprintln(os.Stderr, "program: the end")
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "program:", err)
 		if _, ok := errors.AsType[*GiveUpError](err); ok {
 			return 4
@@ -436,6 +441,15 @@ func (a *planApp) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		for range n {
 			io.WriteString(os.Stderr, line)
 		}
+	case "/lines": // n of each kind, at once
+		writeLines(r.FormValue("who"), n)
+	case "/helper": // writes to standard error as soon as a file exists
+		cmd := exec.Command("sh", "-c", `while [ ! -e "$0" ]; do sleep 0.05; done; echo helper speaks >&2; echo helper speaks again >&2`, r.FormValue("file"))
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			http.Error(rw, err.Error(), http.StatusInternalServerError)
+			return
+		}
 	case "/env":
 		own := os.Environ()
 		child, err := exec.Command("env").Output()
@@ -469,6 +483,23 @@ func (a *planApp) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	io.WriteString(rw, "ok")
+}
+
+// lineSizes are of the lines that writeLines writes, each with one Write.
+var lineSizes = []int{200, 3000, 60_000}
+
+// writeLines writes n lines of each size, as lineOf makes them.
+func writeLines(who string, n int) {
+	for i := range n {
+		for _, size := range lineSizes {
+			io.WriteString(os.Stderr, lineOf(who, i, size)+"\n")
+		}
+	}
+}
+
+func lineOf(who string, i, size int) string {
+	line := fmt.Sprintf("line %s %d %d ", who, i, size)
+	return line + strings.Repeat("x", size-len(line))
 }
 
 // selfSigned makes a certificate.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/asynclog"
 	"github.com/seed-235859eb/usher/internal/fleet"
 	"github.com/seed-235859eb/usher/internal/reuseport"
 	"github.com/seed-235859eb/usher/internal/sdnotify"
@@ -107,6 +109,7 @@ func (m *Master) shareForLog() string {
 func (m *Master) end() {
 	m.unpublish()
 	m.trials.Wait()
+	m.closeStreams()
 	for _, e := range m.endpoints {
 		e.group.Close()
 	}
@@ -116,6 +119,19 @@ func (m *Master) end() {
 	m.hooks.close(hookTimeout)
 	m.manager.close(hookTimeout)
 	m.sd.Close()
+	m.flushLog()
+}
+
+// flushLog sees to it that what was logged is written, unless nobody takes it.
+func (m *Master) flushLog() {
+	flush(m.log)
+	m.out.Flush(logPatience)
+}
+
+func flush(log *slog.Logger) {
+	if h, ok := log.Handler().(*asynclog.Handler); ok {
+		h.Flush(logPatience)
+	}
 }
 
 // open opens the endpoints, or takes them over from the master before.
@@ -287,10 +303,11 @@ func (m *Master) signal(s os.Signal, received int) int {
 			m.log.Warn("prefork: cannot scale", "workers", n, "least", 1, "most", maxWorkers)
 			break
 		}
-		m.log.Info("prefork: scaling", "workers", n, "reason", name)
 		if err := m.fleet.Scale(now, n); err != nil {
 			m.log.Warn("prefork: cannot scale", "workers", n, "error", err)
+			break
 		}
+		m.log.Info("prefork: scaling", "workers", n, "reason", name)
 	}
 	return received
 }

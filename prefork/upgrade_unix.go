@@ -29,7 +29,7 @@ const (
 	// could take over.
 	checkEnv = "USHER_PREFORK_TRIAL"
 
-	stateVersion = 1
+	stateVersion = 2
 	trialSays    = "prefork trial: state version "
 	trialAlone   = "prefork trial: no workers"
 )
@@ -44,6 +44,7 @@ type masterState struct {
 	Endpoints []endpointState `json:"endpoints"`
 	Programs  []programState  `json:"programs"`
 	Procs     []procState     `json:"procs"`
+	Streams   []streamState   `json:"streams,omitempty"` // of workers that are gone
 	Reason    string          `json:"reason"`
 }
 
@@ -64,15 +65,20 @@ type programState struct {
 }
 
 type procState struct {
-	ID         fleet.ID `json:"id"`
-	Seat       int      `json:"seat"`
-	Generation int      `json:"generation"`
-	PID        int      `json:"pid"`
-	Control    int      `json:"control"` // descriptors
-	Stderr     int      `json:"stderr"`
-	Rest       []byte   `json:"rest,omitempty"` // of a frame that was read in part
-	Adopted    []int    `json:"adopted,omitempty"`
-	Ready      bool     `json:"ready"`
+	ID         fleet.ID    `json:"id"`
+	Seat       int         `json:"seat"`
+	Generation int         `json:"generation"`
+	PID        int         `json:"pid"`
+	Control    int         `json:"control"` // descriptor
+	Stderr     streamState `json:"stderr"`
+	Rest       []byte      `json:"rest,omitempty"` // of a frame that was read in part
+	Adopted    []int       `json:"adopted,omitempty"`
+	Ready      bool        `json:"ready"`
+}
+
+type streamState struct {
+	FD   int    `json:"fd"`
+	Rest []byte `json:"rest,omitempty"` // of a line that was read in part
 }
 
 // trial reports whether this is a trial run, which has come as far as it is to.
@@ -194,16 +200,21 @@ var errNotCalm = errors.New("prefork: something is under way")
 // execute replaces this process by the program as it is now. It returns if that
 // failed, or has to wait, and then all is as before.
 func (m *Master) execute(why string) error {
+	streams := m.streams()
+	for _, s := range streams {
+		s.pause()
+	}
 	for _, p := range m.procs {
-		now := time.Now()
-		p.link.conn.SetReadDeadline(now)
-		p.stderr.SetReadDeadline(now)
+		p.link.conn.SetReadDeadline(time.Now())
 	}
 	quiet := make(chan struct{})
 	go func() {
 		defer close(quiet)
+		for _, s := range streams {
+			s.reading.Wait()
+		}
 		for _, p := range m.procs {
-			p.reading.Wait()
+			p.hearing.Wait()
 		}
 	}()
 	// Events change m.procs, which is read just now.
@@ -227,8 +238,11 @@ func (m *Master) execute(why string) error {
 	resume := func() {
 		for _, p := range m.procs {
 			p.link.conn.SetReadDeadline(time.Time{})
-			p.stderr.SetReadDeadline(time.Time{})
-			m.startReading(p)
+			m.listenTo(p)
+		}
+		for _, s := range m.streams() {
+			s.file.SetReadDeadline(time.Time{})
+			m.readStream(s)
 		}
 	}
 	for _, e := range events {
@@ -240,6 +254,7 @@ func (m *Master) execute(why string) error {
 	}
 	m.manage(func() error { return m.sd.Reloading("replacing the master") })
 	m.manager.flush()
+	m.flushLog()
 	err := errNotCalm
 	if m.releaseSignals() {
 		err = m.replaceImage(why)
@@ -277,11 +292,19 @@ func (m *Master) replaceImage(why string) error {
 		if ps.Control, err = rawFD(p.link.conn); err != nil {
 			return fmt.Errorf("prefork: upgrade: control socket of worker %d: %w", p.pid, err)
 		}
-		if ps.Stderr, err = rawFD(p.stderr); err != nil {
+		if ps.Stderr, err = p.stream.state(); err != nil {
 			return fmt.Errorf("prefork: upgrade: standard error of worker %d: %w", p.pid, err)
 		}
-		keep = append(keep, ps.Control, ps.Stderr)
+		keep = append(keep, ps.Control, ps.Stderr.FD)
 		s.Procs = append(s.Procs, ps)
+	}
+	for stray := range m.strays {
+		ss, err := stray.state()
+		if err != nil {
+			return fmt.Errorf("prefork: upgrade: standard error of a worker that is gone: %w", err)
+		}
+		keep = append(keep, ss.FD)
+		s.Streams = append(s.Streams, ss)
 	}
 	f, err := os.CreateTemp("", "prefork-*")
 	if err != nil {
@@ -371,7 +394,10 @@ func (s *masterState) descriptors() []int {
 		}
 	}
 	for _, p := range s.Procs {
-		fds = append(fds, p.Control, p.Stderr)
+		fds = append(fds, p.Control, p.Stderr.FD)
+	}
+	for _, s := range s.Streams {
+		fds = append(fds, s.FD)
 	}
 	return fds
 }
@@ -420,7 +446,7 @@ func (m *Master) adopt(s *masterState) error {
 	s.Fleet.Restarts = nil // who asked for them is gone
 	m.fleet.Adopt(now, s.Fleet)
 	for _, ps := range s.Procs {
-		p := &proc{id: ps.ID, seat: ps.Seat, generation: ps.Generation, out: &output{}, adopted: map[int]bool{}, ready: ps.Ready}
+		p := &proc{id: ps.ID, seat: ps.Seat, generation: ps.Generation, adopted: map[int]bool{}, ready: ps.Ready}
 		for _, seat := range ps.Adopted {
 			p.adopted[seat] = true
 		}
@@ -433,11 +459,20 @@ func (m *Master) adopt(s *masterState) error {
 			return err
 		}
 		link.split.rest = ps.Rest
-		if err := unix.SetNonblock(ps.Stderr, true); err != nil {
+		stream, err := ps.Stderr.open()
+		if err != nil {
 			return fmt.Errorf("prefork: standard error of worker %d: %w", ps.PID, err)
 		}
 		m.procs[p.id] = p
-		m.attach(p, &started{process: process, link: link, stderr: os.NewFile(uintptr(ps.Stderr), "stderr"), allRead: make(chan struct{})})
+		m.attach(p, &started{process: process, link: link, stream: stream})
+	}
+	for _, ss := range s.Streams {
+		stream, err := ss.open()
+		if err != nil {
+			return fmt.Errorf("prefork: standard error of a worker that is gone: %w", err)
+		}
+		m.strays[stream] = true
+		m.readStream(stream)
 	}
 	if m.opts.Workers != s.Workers {
 		if err := m.fleet.Scale(now, m.opts.Workers); err != nil {

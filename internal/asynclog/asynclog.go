@@ -1,6 +1,7 @@
-// Package asynclog has a [slog.Handler] and an [io.Writer] that never block. What
-// they get is passed on in order by a goroutine. If whoever is behind it does not
-// take it, a limited number of lines waits, and more are dropped and counted.
+// Package asynclog has a [slog.Handler] that never blocks, and an [io.Writer] that
+// does not block for long. What they get is passed on in order by a goroutine. If
+// whoever is behind it does not take it, a limited number of lines waits, and more
+// are dropped and counted.
 //
 // A log that nobody reads (a full pipe) blocks its writer for ever. A server or a
 // supervisor that logs must not stop for that.
@@ -47,7 +48,7 @@ func (h *Handler) Enabled(ctx context.Context, level slog.Level) bool {
 // is not known yet.
 func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
 	ctx, r = context.WithoutCancel(ctx), r.Clone()
-	h.queue.add(0, func() { h.next.Handle(ctx, r) })
+	h.queue.add(0, 1, func() { h.next.Handle(ctx, r) })
 	return nil
 }
 
@@ -67,25 +68,29 @@ func (h *Handler) WithGroup(name string) slog.Handler {
 // patience.
 func (h *Handler) Flush(patience time.Duration) bool { return h.queue.flush(patience) }
 
-// A Writer passes what is written on to another writer without waiting for it,
-// what was one Write as one. It is otherwise like [Handler].
+// A Writer passes what is written on to another writer, what was one Write as
+// one. It waits for one that is slow, and not for one that is stuck. It is
+// otherwise like [Handler].
 type Writer struct {
 	next  io.Writer
 	queue *queue
 }
 
-// NewWriter returns a Writer before next. After lines have been dropped, next
-// gets a line that begins with name and says how many.
-func NewWriter(next io.Writer, name string) *Writer {
-	return &Writer{next, &queue{missed: func(n int) {
-		fmt.Fprintf(next, "%s: %d writes to the log were dropped: nobody took them in time\n", name, n)
+// NewWriter returns a Writer before next, which is stuck when it has taken nothing
+// for the time of patience, until it takes something again. After lines have been
+// dropped, next gets a line that begins with name and says how many.
+func NewWriter(next io.Writer, name string, patience time.Duration) *Writer {
+	return &Writer{next, &queue{patience: patience, missed: func(n int) {
+		fmt.Fprintf(next, "%s: %d log lines were dropped: nobody took them in time\n", name, n)
 	}}}
 }
 
-// Write implements [io.Writer]. It returns no error, and does not keep p.
+// Write implements [io.Writer]. It returns no error, and does not keep p. When so
+// much waits already that p would have to be dropped, it waits for the time of
+// patience, at most and once until next takes something again.
 func (w *Writer) Write(p []byte) (int, error) {
-	line := bytes.Clone(p)
-	w.queue.add(len(line), func() { w.next.Write(line) })
+	own := bytes.Clone(p)
+	w.queue.add(len(own), bytes.Count(own, []byte{'\n'}), func() { w.next.Write(own) })
 	return len(p), nil
 }
 

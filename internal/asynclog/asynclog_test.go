@@ -133,12 +133,14 @@ func (f handlerFunc) Handle(ctx context.Context, r slog.Record) error { f(ctx, r
 func (f handlerFunc) WithAttrs([]slog.Attr) slog.Handler              { return f }
 func (f handlerFunc) WithGroup(string) slog.Handler                   { return f }
 
-// TestWriter: bytes are bounded, too, and each Write is one.
+// TestWriter: bytes are bounded, too, and each Write is one. Who is stuck is waited
+// for once.
 func TestWriter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReader()
 		r.pause()
-		w := NewWriter(r, "test")
+		w := NewWriter(r, "test", time.Second)
+		began := time.Now()
 		line := []byte(strings.Repeat("x", 64<<10-1) + "\n")
 		for range 100 {
 			if n, err := w.Write(line); n != len(line) || err != nil {
@@ -146,12 +148,15 @@ func TestWriter(t *testing.T) {
 			}
 		}
 		line[0] = 'y' // is the caller's again
+		if waited := time.Since(began); waited != time.Second {
+			t.Errorf("waited %v for who is stuck", waited)
+		}
 		r.resume()
 		if !w.Flush(time.Second) {
 			t.Error("Flush fails")
 		}
 		got := r.lines()
-		if len(got) != 17 || got[16] != "test: 84 writes to the log were dropped: nobody took them in time" {
+		if len(got) != 17 || got[16] != "test: 84 log lines were dropped: nobody took them in time" {
 			t.Errorf("%d lines, the last %.100q", len(got), got[len(got)-1])
 		}
 		for _, l := range got[:16] {
@@ -162,11 +167,36 @@ func TestWriter(t *testing.T) {
 	})
 }
 
+// TestSlowReader: what comes faster than it is taken is not dropped.
+func TestSlowReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newReader()
+		w := NewWriter(writerFunc(func(p []byte) { time.Sleep(900 * time.Millisecond); r.Write(p) }), "test", time.Second)
+		var writing sync.WaitGroup
+		for range 4 {
+			writing.Go(func() {
+				for range maxEntries {
+					fmt.Fprintln(w, "line")
+				}
+			})
+		}
+		writing.Wait()
+		w.Flush(time.Second)
+		if got := r.lines(); len(got) != 4*maxEntries {
+			t.Errorf("%d of %d lines", len(got), 4*maxEntries)
+		}
+	})
+}
+
+type writerFunc func([]byte)
+
+func (f writerFunc) Write(p []byte) (int, error) { f(p); return len(p), nil }
+
 // TestLongWrite: one that is longer than what may wait passes alone.
 func TestLongWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newReader()
-		w := NewWriter(r, "test")
+		w := NewWriter(r, "test", time.Second)
 		w.Write(bytes.Repeat([]byte("x"), 2*maxBytes))
 		w.Flush(time.Second)
 		if got := r.lines(); len(got[0]) != 2*maxBytes {

@@ -14,36 +14,42 @@ const (
 // A queue calls functions in order, in a goroutine that is there while there are
 // any.
 type queue struct {
-	missed func(n int) // called in the place of n functions that were dropped
+	missed   func(n int)   // called in the place of functions for n lines that were dropped
+	patience time.Duration // how long add waits for room, if nothing moves
 
 	mu      sync.Mutex
 	todo    []entry
 	bytes   int
 	added   uint64 // entries ever
 	passed  uint64
+	stuck   bool          // nothing has moved for the time of patience
+	moved   chan struct{} // closed when something moves; nil if nobody waits for that
 	running bool
 	done    chan struct{} // closed when the goroutine that is running has ended
 }
 
-// An entry is a function to call, or the number of those dropped in its place.
+// An entry is a function to call, or the number of lines dropped in its place.
 type entry struct {
 	size    int
 	pass    func()
 	dropped int
 }
 
-// add has f called, unless too much waits already.
-func (q *queue) add(size int, f func()) {
+// add has f called, which is for so many lines, unless too much waits already.
+func (q *queue) add(size, lines int, f func()) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.todo) >= maxEntries || q.bytes+size > maxBytes && q.bytes > 0 {
+	for q.full(size) && q.patience > 0 && !q.stuck {
+		q.awaitMove()
+	}
+	if q.full(size) {
 		last := len(q.todo) - 1
 		if q.todo[last].pass != nil {
 			q.todo = append(q.todo, entry{})
 			q.added++
 			last++
 		}
-		q.todo[last].dropped++
+		q.todo[last].dropped += lines
 		return
 	}
 	q.todo = append(q.todo, entry{size: size, pass: f})
@@ -52,6 +58,30 @@ func (q *queue) add(size int, f func()) {
 	if !q.running {
 		q.running, q.done = true, make(chan struct{})
 		go q.run()
+	}
+}
+
+func (q *queue) full(size int) bool {
+	return len(q.todo) >= maxEntries || q.bytes+size > maxBytes && len(q.todo) > 0
+}
+
+// awaitMove waits until something moves, or nothing has for the time of patience.
+// The caller holds mu, which is free meanwhile.
+func (q *queue) awaitMove() {
+	if q.moved == nil {
+		q.moved = make(chan struct{})
+	}
+	moved := q.moved
+	q.mu.Unlock()
+	defer q.mu.Lock()
+	t := time.NewTimer(q.patience)
+	defer t.Stop()
+	select {
+	case <-moved:
+	case <-t.C:
+		q.mu.Lock()
+		q.stuck = q.moved == moved
+		q.mu.Unlock()
 	}
 }
 
@@ -70,6 +100,11 @@ func (q *queue) run() {
 		q.mu.Lock()
 		q.bytes -= e.size // not before, so that what hangs counts
 		q.passed++
+		q.stuck = false
+		if q.moved != nil {
+			close(q.moved)
+			q.moved = nil
+		}
 	}
 	q.todo = nil
 	q.running = false

@@ -146,10 +146,11 @@ type Fleet struct {
 	requests  uint64
 	accepted  uint64 // of those that are gone
 
-	level  Level // of the stop, 0 if there is none
-	told   Level // what all were told of it
-	giveUp *GiveUpError
-	short  []WorkerExit // since the stop: see StopError
+	level   Level  // of the stop, 0 if there is none
+	told    Level  // what all were told of it
+	stopWhy string // the reason for level
+	giveUp  *GiveUpError
+	short   []WorkerExit // since the stop: see StopError
 }
 
 // A seat is a socket and the processes that serve it: one, or more while one
@@ -291,10 +292,10 @@ func (f *Fleet) Beat(now time.Time, id ID, b Beat) {
 // Leaving says that a worker wants to leave, since somebody other than the
 // master told it to. It goes on serving. If the fleet stops, or begins to within
 // LeaveGrace, it is told so. Otherwise it is replaced, and told to stop when the
-// replacement serves or has failed, or after LeaveTimeout.
-func (f *Fleet) Leaving(now time.Time, id ID) {
+// replacement serves or has failed, or after LeaveTimeout. Why is told to it then.
+func (f *Fleet) Leaving(now time.Time, id ID, why string) {
 	if w := f.workers[id]; f.event(now) && w != nil && !w.Leaving {
-		w.Leaving, w.leftAt = true, f.now
+		w.Leaving, w.leftAt, w.LeaveWhy = true, f.now, why
 		f.reconcile()
 	}
 }
@@ -329,14 +330,17 @@ func (f *Fleet) Late(now time.Time) {
 	f.reconcile()
 }
 
-// Stop stops the whole fleet. A higher level later escalates.
-func (f *Fleet) Stop(now time.Time, level Level) {
+// Stop stops the whole fleet. A higher level later escalates. Why is told to the
+// workers.
+func (f *Fleet) Stop(now time.Time, level Level, why string) {
 	f.event(now)
 	if f.over {
 		return
 	}
 	f.started = true // if it was not it is over at once
-	f.level = min(max(f.level, level, LevelStop), LevelNow)
+	if level = min(max(level, LevelStop), LevelNow); level > f.level {
+		f.level, f.stopWhy = level, why
+	}
 	f.reconcile()
 }
 

@@ -811,7 +811,7 @@ func TestNonsense(t *testing.T) {
 		s.f.SpawnFailed(s.now, id, nil)
 		s.f.Ready(s.now, id)
 		s.f.Beat(s.now, id, Beat{})
-		s.f.Leaving(s.now, id)
+		s.f.Leaving(s.now, id, "SIGTERM")
 		s.f.Exited(s.now, id, Exit{})
 		s.f.Verdict(s.now, int(id), errors.New("no"))
 		s.f.Tick(s.now)
@@ -861,7 +861,7 @@ func TestNonsense(t *testing.T) {
 	s.run(time.Minute)
 	s.lines = nil
 	events(s, id)
-	s.f.Stop(s.now, LevelNow)
+	s.f.Stop(s.now, LevelNow, "test")
 	s.take()
 	s.want("")
 }

@@ -275,7 +275,7 @@ func (c *chaos) nonsense() {
 		c.f.Beat(c.now, id, Beat{Requests: 1 << 40})
 		c.f.Spawned(c.now, id, 7)
 		c.f.SpawnFailed(c.now, id, nil)
-		c.f.Leaving(c.now, id)
+		c.f.Leaving(c.now, id, "SIGTERM")
 		c.f.Verdict(c.now, c.random.IntN(3), errors.New("?"))
 		c.f.Tick(c.now.Add(-time.Minute))
 	})

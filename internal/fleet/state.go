@@ -147,6 +147,7 @@ type WorkerState struct {
 	Failed      bool          `json:"failed"` // has been counted
 	Forced      bool          `json:"forced"` // has been dumped or killed
 	Leaving     bool          `json:"leaving"`
+	LeaveWhy    string        `json:"leave_why"`
 	LeaveLost   bool          `json:"leave_lost"` // its replacement failed
 	Recycle     bool          `json:"recycle"`    // is to be replaced
 	Recycling   bool          `json:"recycling"`  // that has begun
