@@ -85,7 +85,7 @@ func (m *Master) fleetConfig() fleet.Config {
 		MaxSurge:    o.MaxSurge,
 		BackoffBase: backoffBase, BackoffMax: backoffMax, HealthyAfter: healthyAfter,
 		CrashLimit: o.MaxCrashes, CrashWindow: o.CrashWindow,
-		BootTries: bootTries, RestartTries: restartTries, MaxDraining: maxDraining,
+		FirstBootTimeout: o.FirstBootTimeout, RestartTries: restartTries, MaxDraining: maxDraining,
 		RecycleRequests: uint64(o.Recycle.Requests), RecycleAge: o.Recycle.Age, RecycleRSS: uint64(o.Recycle.Memory),
 		Rand: rand.Float64,
 	}

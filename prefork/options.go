@@ -30,6 +30,12 @@ type Options struct {
 	// a minute.
 	BootTimeout time.Duration
 
+	// FirstBootTimeout is how long the master goes on starting workers that fail
+	// before they are ready, with growing pauses, while none ever was ready: a
+	// database may be late. When it is over the next failure ends the master with
+	// a [*GiveUpError]. Zero means 30 s.
+	FirstBootTimeout time.Duration
+
 	// HeartbeatTimeout is how long a worker may go without progress before it
 	// is replaced and, after a dump of its goroutines, killed. A worker makes
 	// progress while its runtime schedules, Health returns nil, and it does not
@@ -127,6 +133,7 @@ func (e Endpoint) name() string {
 
 const (
 	defaultBootTimeout      = time.Minute
+	defaultFirstBootTimeout = 30 * time.Second
 	defaultHeartbeatTimeout = 30 * time.Second
 	defaultStopTimeout      = 30 * time.Second
 	defaultProbation        = time.Second
@@ -139,7 +146,6 @@ const (
 	handshakeGrace = 250 * time.Millisecond
 	leaveGrace     = 100 * time.Millisecond
 	leaveTimeout   = 10 * time.Second
-	bootTries      = 3
 	restartTries   = 3
 	maxDraining    = 3
 	maxWorkers     = 1024
@@ -173,7 +179,8 @@ func (o Options) validate() error {
 		name  string
 		value time.Duration
 	}{
-		{"BootTimeout", o.BootTimeout}, {"HeartbeatTimeout", o.HeartbeatTimeout}, {"StopTimeout", o.StopTimeout},
+		{"BootTimeout", o.BootTimeout}, {"FirstBootTimeout", o.FirstBootTimeout},
+		{"HeartbeatTimeout", o.HeartbeatTimeout}, {"StopTimeout", o.StopTimeout},
 		{"Probation", o.Probation}, {"Canary", o.Canary}, {"CrashWindow", o.CrashWindow}, {"Recycle.Age", o.Recycle.Age},
 	} {
 		if f.value < 0 {
@@ -224,6 +231,7 @@ func (o Options) endpoints() []Endpoint {
 
 func (o Options) withDefaults() Options {
 	o.BootTimeout = cmp.Or(o.BootTimeout, defaultBootTimeout)
+	o.FirstBootTimeout = cmp.Or(o.FirstBootTimeout, defaultFirstBootTimeout)
 	o.HeartbeatTimeout = cmp.Or(o.HeartbeatTimeout, defaultHeartbeatTimeout)
 	o.StopTimeout = cmp.Or(o.StopTimeout, defaultStopTimeout)
 	o.Probation = cmp.Or(o.Probation, defaultProbation)

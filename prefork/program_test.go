@@ -42,9 +42,9 @@ type plan struct {
 	Listen  []planEndpoint
 	TLS     bool
 
-	BootTimeout, HeartbeatTimeout, StopTimeout, Probation, Canary, CrashWindow time.Duration
-	MaxSurge, MaxCrashes                                                       int
-	Recycle                                                                    RecycleOptions
+	BootTimeout, FirstBootTimeout, HeartbeatTimeout, StopTimeout, Probation, Canary, CrashWindow time.Duration
+	MaxSurge, MaxCrashes                                                                         int
+	Recycle                                                                                      RecycleOptions
 
 	Before     *planExit // main ends before it comes to Run
 	HangBefore bool      // or hangs
@@ -53,6 +53,7 @@ type plan struct {
 
 	Seat       *int          // which the following is about; nil means all
 	Boot       *planExit     // the function ends the process at once
+	BootUntil  string        // unless this file exists
 	NeverReady bool          // it does not serve
 	If         string        // file that must exist for NeverReady
 	Dies       *planExit     // it dies when it has served for DiesAfter
@@ -200,7 +201,7 @@ func (e *planExit) end() int {
 func (p plan) options() (Options, error) {
 	o := Options{
 		Workers: p.Workers, Addr: p.Addr,
-		BootTimeout: p.BootTimeout, HeartbeatTimeout: p.HeartbeatTimeout, StopTimeout: p.StopTimeout,
+		BootTimeout: p.BootTimeout, FirstBootTimeout: p.FirstBootTimeout, HeartbeatTimeout: p.HeartbeatTimeout, StopTimeout: p.StopTimeout,
 		Probation: p.Probation, Canary: p.Canary, CrashWindow: p.CrashWindow,
 		MaxSurge: p.MaxSurge, MaxCrashes: p.MaxCrashes, Recycle: p.Recycle,
 	}
@@ -358,7 +359,7 @@ func (p plan) serve(ctx context.Context, w *Worker) error {
 		p.NeverReady = false
 	}
 	switch {
-	case about && p.Boot != nil:
+	case about && p.Boot != nil && !exists(p.BootUntil):
 		os.Exit(p.Boot.end())
 	case about && p.NeverReady && p.Deaf:
 		fmt.Fprintln(os.Stderr, "not ready, ever")
@@ -401,6 +402,11 @@ func (p plan) serve(ctx context.Context, w *Worker) error {
 		all = append(all, l)
 	}
 	return s.Run(ctx, all...)
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
 }
 
 // planApp is what the workers serve.

@@ -61,10 +61,12 @@ type Config struct {
 	CrashLimit  int
 	CrashWindow time.Duration
 
-	// BootTries is how many workers of one seat may fail to get ready as long as
-	// none of the fleet ever was: nobody waits for the service yet, but somebody
-	// for the news that it does not start. Zero means without limit.
-	BootTries int
+	// FirstBootTimeout is how long after the start workers that fail before they
+	// are ready are followed by others, as long as none of the fleet ever was
+	// ready: what the program needs may be late, but somebody waits for the news
+	// that it does not start. The last try is at that time. CrashLimit does not
+	// count these. Zero means without limit.
+	FirstBootTimeout time.Duration
 
 	// RestartTries is how many workers of a new generation must fail, before
 	// they are ready or in their probation, to abort the restart. Less than 1
@@ -142,7 +144,8 @@ type Fleet struct {
 	crashes   []time.Time // within the window
 	nCrashes  uint64
 	everReady bool
-	announce  bool // AllReady is due when all are
+	startedAt time.Time // begins anew in Late
+	announce  bool      // AllReady is due when all are
 	requests  uint64
 	accepted  uint64 // of those that are gone
 
@@ -223,7 +226,7 @@ func (f *Fleet) Start(now time.Time) {
 	if f.event(now); f.started {
 		return
 	}
-	f.started, f.announce = true, true
+	f.started, f.announce, f.startedAt = true, true, f.now
 	f.gen, f.lastGen = 1, 1
 	f.want = f.cfg.Seats
 	f.before = append(f.before, NewGeneration{f.gen})
@@ -321,6 +324,7 @@ func (f *Fleet) Late(now time.Time) {
 	if !f.event(now) {
 		return
 	}
+	f.startedAt = f.now
 	for _, w := range f.workers {
 		w.bootAt, w.progressAt, w.probationAt, w.ladderAt = f.now, f.now, f.now, f.now
 		if !w.nowAt.IsZero() {

@@ -104,7 +104,7 @@ func (c *chaos) config() Config {
 	cfg.MaxSurge = c.random.IntN(4)
 	cfg.MaxDraining = c.random.IntN(3)
 	cfg.RestartTries = 1 + c.random.IntN(3)
-	cfg.BootTries = c.random.IntN(5)
+	cfg.FirstBootTimeout = time.Duration(c.random.IntN(5)) * 10 * time.Second
 	cfg.CrashLimit = 1000
 	if c.one(4) {
 		cfg.CrashLimit = 5 + c.random.IntN(20)

@@ -325,9 +325,10 @@ func (f *Fleet) fail(w *worker, x WorkerExit) {
 		return // somebody else serves there: nothing is lost but a try to replace that one
 	}
 	if !w.WasReady && !f.everReady {
-		if s.Boots++; s.Boots == f.cfg.BootTries {
-			f.quit(w, x, fmt.Sprintf("no worker was ever ready, and seat %d has tried %d times", s.index, s.Boots))
+		if d := f.cfg.FirstBootTimeout; d > 0 && !f.now.Before(f.startedAt.Add(d)) {
+			f.quit(w, x, fmt.Sprintf("no worker was ready within %v of the start, and seat %d has tried %d times", d, s.index, s.Failures))
 		}
+		return
 	}
 	if f.cfg.CrashWindow <= 0 {
 		return
@@ -357,6 +358,9 @@ func (f *Fleet) backOff(s *seat) {
 		d = min(d, float64(f.cfg.BackoffMax))
 	}
 	s.backoff = f.now.Add(time.Duration(min(f.jitter(d, 0.2), math.MaxInt64/4)))
+	if last := f.startedAt.Add(f.cfg.FirstBootTimeout); !f.everReady && last.After(f.now) && last.Before(s.backoff) {
+		s.backoff = last
+	}
 }
 
 // waived reports whether a seat need not wait for its backoff, which is for code
