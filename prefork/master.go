@@ -39,6 +39,7 @@ type Master struct {
 	out       *asynclog.Writer // standard error, for what workers write
 	programs  map[int]*program // by generation
 	path      string           // of the program's file
+	dir       string           // of new workers, maybe a symbolic link
 	waiters   map[int]chan error
 	tickets   int
 	spawning  int  // processes about to be started
@@ -377,9 +378,12 @@ func (m *Master) newGeneration(generation int) {
 	if m.programs[generation] != nil {
 		return
 	}
-	p, err := openProgram(m.path, generation == 1)
+	p, err := openProgram(m.path, m.dir, generation == 1)
 	if err != nil {
 		m.log.Error("prefork: cannot open the program", "generation", generation, "error", err)
+	}
+	if old := m.programs[m.fleet.Snapshot(time.Now()).Generation]; old != nil && old.dir != p.dir {
+		m.log.Info("prefork: the directory of the workers has moved", "generation", generation, "path", m.dir, "from", old.dir, "to", p.dir)
 	}
 	m.programs[generation] = p
 	if generation > 1 {

@@ -26,6 +26,13 @@ type Options struct {
 	// Listen are further endpoints, or all if Addr is empty.
 	Listen []Endpoint
 
+	// Dir is the directory that workers start in. If it is a symbolic link, each
+	// restart follows it anew, so that a deploy can consist in changing it; the
+	// workers of one generation are all in the same directory. Empty means the
+	// directory that the program was started in, by its name in $PWD, to which a
+	// relative path is relative, too. Without a master it is not used.
+	Dir string
+
 	// BootTimeout is how long a worker may take until it is ready. Zero means
 	// a minute.
 	BootTimeout time.Duration

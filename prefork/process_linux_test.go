@@ -11,7 +11,7 @@ import (
 // it executes the program, which must not be where they go to, however many the
 // master has open.
 func TestStartWithManyDescriptors(t *testing.T) {
-	program, err := openProgram("/bin/true", false)
+	program, err := openProgram("/bin/true", "", false)
 	if err != nil {
 		t.Skip(err)
 	}

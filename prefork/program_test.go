@@ -40,6 +40,8 @@ type plan struct {
 	Workers int
 	Addr    string
 	Listen  []planEndpoint
+	Dir     string
+	Chdir   string // main goes there before Run
 	TLS     bool
 
 	BootTimeout, FirstBootTimeout, HeartbeatTimeout, StopTimeout, Probation, Canary, CrashWindow time.Duration
@@ -160,6 +162,12 @@ func testProgram() int {
 	if p.HangBefore {
 		select {}
 	}
+	if p.Chdir != "" {
+		if err := os.Chdir(p.Chdir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 2
+		}
+	}
 	dumpGrace, hookTimeout, strangerAge = p.DumpGrace, p.HookTimeout, 2*p.HookTimeout
 	var out io.Writer = os.Stderr
 	if p.LogTo != "" {
@@ -200,7 +208,7 @@ func (e *planExit) end() int {
 
 func (p plan) options() (Options, error) {
 	o := Options{
-		Workers: p.Workers, Addr: p.Addr,
+		Workers: p.Workers, Addr: p.Addr, Dir: p.Dir,
 		BootTimeout: p.BootTimeout, FirstBootTimeout: p.FirstBootTimeout, HeartbeatTimeout: p.HeartbeatTimeout, StopTimeout: p.StopTimeout,
 		Probation: p.Probation, Canary: p.Canary, CrashWindow: p.CrashWindow,
 		MaxSurge: p.MaxSurge, MaxCrashes: p.MaxCrashes, Recycle: p.Recycle,
@@ -456,6 +464,17 @@ func (a *planApp) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			http.Error(rw, err.Error(), http.StatusInternalServerError)
 			return
 		}
+	case "/file": // its content
+		b, err := os.ReadFile(r.FormValue("name"))
+		if err == nil {
+			_, err = os.Getwd()
+		}
+		if err != nil {
+			http.Error(rw, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		rw.Write(b)
+		return
 	case "/env":
 		own := os.Environ()
 		child, err := exec.Command("env").Output()

@@ -3,15 +3,14 @@
 package prefork
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -134,15 +133,30 @@ func flush(log *slog.Logger) {
 	}
 }
 
-// open opens the endpoints, or takes them over from the master before.
-func (m *Master) open(old *masterState) error {
-	path, err := programPath()
+// findProgram finds where new workers come from.
+func (m *Master) findProgram(old *masterState) error {
+	path, sure, err := programPath()
 	if err != nil {
 		return err
 	}
 	m.path = path
 	if old != nil && old.Path != "" {
-		m.path = old.Path
+		m.path, sure = old.Path, true
+	}
+	if !sure {
+		m.log.Warn("prefork: cannot find the program by the path that it was started by: restarts will use the file that runs", "path", m.path)
+	}
+	m.dir = workDir(m.opts.Dir)
+	if info, err := os.Stat(m.dir); m.opts.Dir != "" && (err != nil || !info.IsDir()) {
+		return fmt.Errorf("prefork: Options.Dir is %q: %w", m.opts.Dir, cmp.Or(err, error(syscall.ENOTDIR)))
+	}
+	return nil
+}
+
+// open opens the endpoints, or takes them over from the master before.
+func (m *Master) open(old *masterState) error {
+	if err := m.findProgram(old); err != nil {
+		return err
 	}
 	inherited, err := systemdSockets()
 	if err != nil {
@@ -179,34 +193,6 @@ func (m *Master) open(old *masterState) error {
 	}
 	old.dropRest()
 	return nil
-}
-
-// programPath returns where the program's file is, and the next build of it will
-// be: by the name that it was called by, if that names what runs, since a deploy
-// may consist in changing a symbolic link, and [os.Executable] follows those.
-func programPath() (string, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return "", fmt.Errorf("prefork: %w", err)
-	}
-	exe = strings.TrimSuffix(exe, " (deleted)")
-	self, err := os.Stat("/proc/self/exe")
-	if err != nil {
-		if self, err = os.Stat(exe); err != nil {
-			return exe, nil
-		}
-	}
-	called, err := exec.LookPath(os.Args[0])
-	if err != nil {
-		return exe, nil
-	}
-	if called, err = filepath.Abs(called); err != nil {
-		return exe, nil
-	}
-	if info, err := os.Stat(called); err != nil || !os.SameFile(info, self) {
-		return exe, nil
-	}
-	return called, nil
 }
 
 // key tells whether an endpoint of one master is that of the next.

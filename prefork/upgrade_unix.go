@@ -4,13 +4,16 @@ package prefork
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -62,6 +65,7 @@ type programState struct {
 	Generation int    `json:"generation"`
 	FD         int    `json:"fd"`
 	Path       string `json:"path"`
+	Dir        string `json:"dir,omitempty"`
 }
 
 type procState struct {
@@ -100,7 +104,10 @@ func tryProgram(ctx context.Context, path string, timeout time.Duration) error {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Args = os.Args
-	cmd.Env = append(sdnotify.Scrub(os.Environ()), checkEnv+"=1")
+	if _, err := os.Stat(startedAs.dir); err == nil {
+		cmd.Dir = startedAs.dir
+	}
+	cmd.Env = append(sdnotify.Scrub(os.Environ()), checkEnv+"=1", "PWD="+cmp.Or(cmd.Dir, os.Getenv("PWD")))
 	cmd.WaitDelay = time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -278,7 +285,7 @@ func (m *Master) replaceImage(why string) error {
 		keep = append(keep, e.group.FDs()...)
 	}
 	for generation, p := range m.programs {
-		s.Programs = append(s.Programs, programState{Generation: generation, FD: p.fd, Path: p.path})
+		s.Programs = append(s.Programs, programState{Generation: generation, FD: p.fd, Path: p.path, Dir: p.dir})
 		if p.fd >= 0 {
 			keep = append(keep, p.fd)
 		}
@@ -326,7 +333,19 @@ func (m *Master) replaceImage(why string) error {
 		}
 		defer setCloseOnExec(fd, true)
 	}
-	err = syscall.Exec(m.path, os.Args, append(os.Environ(), masterEnv+"="+strconv.Itoa(int(f.Fd()))))
+	env := append(os.Environ(), masterEnv+"="+strconv.Itoa(int(f.Fd())))
+	if dir := startedAs.dir; dir != "" {
+		// As this one was started. Where there is no such directory any more, the
+		// next master can do without it as well as this one.
+		before, err := os.Getwd()
+		if os.Chdir(dir) == nil {
+			env = append(slices.DeleteFunc(env, func(e string) bool { return strings.HasPrefix(e, "PWD=") }), "PWD="+dir)
+		}
+		if err == nil {
+			defer os.Chdir(before)
+		}
+	}
+	err = syscall.Exec(m.path, os.Args, env)
 	return fmt.Errorf("prefork: upgrade: execute %s: %w", m.path, err)
 }
 
@@ -440,7 +459,7 @@ func (s *masterState) dropRest() {
 func (m *Master) adopt(s *masterState) error {
 	now := time.Now()
 	for _, ps := range s.Programs {
-		m.programs[ps.Generation] = &program{fd: ps.FD, path: ps.Path}
+		m.programs[ps.Generation] = &program{fd: ps.FD, path: ps.Path, dir: ps.Dir}
 	}
 	m.log.Info("prefork: master replaced", "pid", os.Getpid(), "workers", len(s.Procs), "addr", m.addresses())
 	s.Fleet.Restarts = nil // who asked for them is gone

@@ -75,6 +75,9 @@ func startWorker(ctx context.Context, opts Options, setup workerSetup) (*workerP
 		signals: make(chan os.Signal, 4),
 		done:    make(chan struct{}),
 	}
+	if setup.Program > 0 {
+		unix.Close(setup.Program)
+	}
 	for _, fd := range append([]int{setup.Control, setup.Stderr}, fdsOf(setup.Sockets)...) {
 		unix.CloseOnExec(fd)
 	}
