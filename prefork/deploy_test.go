@@ -3,7 +3,6 @@
 package prefork
 
 import (
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -206,11 +205,10 @@ func TestScript(t *testing.T) {
 	r := start(t, quick(2))
 	load := r.load(2, traffic.PerRequest, "/")
 	r.deploy(func(p *plan) { p.Build = "two" })
-	behind := filepath.Join(t.TempDir(), "behind")
-	if err := os.Rename(r.file, behind); err != nil {
+	if err := os.Rename(r.file, filepath.Join(filepath.Dir(r.file), "behind")); err != nil {
 		t.Fatal(err)
 	}
-	r.replace(strings.NewReader(fmt.Sprintf("#!/bin/sh\nexec '%s' \"$@\"\n", behind)))
+	r.replace(strings.NewReader("#!/bin/sh\nexec \"$(dirname \"$0\")/behind\" \"$@\"\n"))
 	r.must("restart", 0)
 	load.retire("one")
 	load.answered(20)
