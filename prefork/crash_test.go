@@ -11,6 +11,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -80,7 +82,7 @@ func TestQueueOutlivesWorker(t *testing.T) {
 		if n, errs := answers(conns); n < len(conns) {
 			t.Errorf("%d of %d connections answered: %v", n, len(conns), errs)
 		}
-		if e := r.exitOfPID(pid); e.Class != Killed || e.Signal != 9 {
+		if e := r.exitOfPID(pid); e.Class != ClassKilled || e.Signal != 9 {
 			t.Errorf("class %s, signal %d, want killed by 9", e.Class, e.Signal)
 		}
 		r.stop()
@@ -219,7 +221,7 @@ func TestHungWorker(t *testing.T) {
 	fmt.Sscan(hung.Header.Get("X-Pid"), &pid)
 	conns := r.queue(seat, 5)
 	e := r.exitOfPID(pid)
-	if e.Class != Hung {
+	if e.Class != ClassHung {
 		t.Errorf("class %s, want hung", e.Class)
 	}
 	for _, w := range []string{"SIGQUIT", "goroutine ", "plan.serve.func"} { // that hangs
@@ -245,7 +247,7 @@ func TestHealth(t *testing.T) {
 			p.Health = how
 			p.HeartbeatTimeout = 500 * time.Millisecond
 			r := launch(t, p)
-			if e := r.first("WorkerExit"); e.Class != Hung || !strings.Contains(e.Output, "SIGQUIT") {
+			if e := r.first("WorkerExit"); e.Class != ClassHung || !strings.Contains(e.Output, "SIGQUIT") {
 				t.Errorf("class %s, output %.100q, want hung with a dump", e.Class, e.Output)
 			}
 		})
@@ -342,11 +344,12 @@ func TestCrashStorm(t *testing.T) {
 	}
 }
 
-// TestFirstBootFails: what never served gives up soon, and says why.
+// TestFirstBootFails: what never serves gives up in the end, and says why.
 func TestFirstBootFails(t *testing.T) {
 	t.Parallel()
 	p := quick(2)
 	p.Boot = &planExit{3, "no such table: users"}
+	p.FirstBootTimeout = time.Second
 	r := launch(t, p)
 	r.addr = r.first("MasterStart").Addr[0]
 	if status := r.gone(); status != 4 {
@@ -354,9 +357,22 @@ func TestFirstBootFails(t *testing.T) {
 	}
 	r.refused()
 	r.logged("program: prefork: gave up", "exit status 3", "no such table: users")
-	if n := len(r.named("WorkerExit")); n > 6 {
-		t.Errorf("gave up after %d tries", n)
+}
+
+// TestFirstBootLate: a service whose database comes late serves when it is there
+// (#12: it gave up after three tries, and 0.2 s).
+func TestFirstBootLate(t *testing.T) {
+	t.Parallel()
+	p := quick(1)
+	p.Boot, p.BootUntil = &planExit{3, "no database"}, filepath.Join(t.TempDir(), "database")
+	r := launch(t, p)
+	r.addr = r.first("MasterStart").Addr[0]
+	r.nth("WorkerExit", 5)
+	if err := os.WriteFile(p.BootUntil, nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
+	r.allServe()
+	r.stop()
 }
 
 // TestExitClasses: the hook is told how a worker ended, and its last words.
@@ -368,9 +384,9 @@ func TestExitClasses(t *testing.T) {
 		code       int
 		words      []string
 	}{
-		{"status", "/exit?n=3", Code, 3, []string{"exit as asked"}},
-		{"unasked", "/exit?n=0", Clean, 0, []string{"exit as asked"}},
-		{"panic", "/panic", Code, 2, []string{"panic: a goroutine panics", "goroutine ", "planApp"}},
+		{"status", "/exit?n=3", ClassCode, 3, []string{"exit as asked"}},
+		{"unasked", "/exit?n=0", ClassClean, 0, []string{"exit as asked"}},
+		{"panic", "/panic", ClassCode, 2, []string{"panic: a goroutine panics", "goroutine ", "planApp"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -65,8 +65,8 @@
 //
 // # Notes
 //
-//   - "gave up: …": too many crashes, or the first start failed three times. The
-//     last worker's end and output are in the error. Sockets are closed, Run
+//   - "gave up: …": too many crashes, or no worker was ready within
+//     [Options.FirstBootTimeout] of the start. The last worker's end and output are in the error. Sockets are closed, Run
 //     returns, and a service manager should start the program anew.
 //   - "trial run of …": the program's file does not come as far as Run, perhaps
 //     because it opens what the running master holds. Listeners that main makes

@@ -15,6 +15,9 @@ type frame struct {
 
 	Level fleet.Level `json:"level,omitempty"` // stop
 	Final bool        `json:"final,omitempty"` // stop
+
+	Reason string `json:"reason,omitempty"` // stop, leaving
+
 	Seats []int       `json:"seats,omitempty"` // orphans: all that the worker shall accept from
 	Fresh []string    `json:"fresh,omitempty"` // orphans: what the descriptors that come along are, "seat endpoint"
 	Ready bool        `json:"ready,omitempty"` // beat: it serves

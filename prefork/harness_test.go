@@ -46,6 +46,7 @@ type running struct {
 	left   chan struct{}
 
 	paused chan struct{} // has an element while nobody reads the log
+	unread bool          // the test has paused the reading
 
 	mu     sync.Mutex
 	wake   chan struct{} // closed and made anew with each change
@@ -128,6 +129,9 @@ func pipe(t *testing.T) (r, w *os.File) {
 // end kills whatever is left of the program. Its processes are a group.
 func (r *running) end() {
 	r.stdin.Close()
+	if r.unread { // the test has failed
+		r.resumeLog()
+	}
 	for alive := true; alive; {
 		syscall.Kill(-r.cmd.Process.Pid, syscall.SIGKILL)
 		select {
@@ -234,8 +238,8 @@ func (r *running) readLog(from *os.File) {
 
 // pauseLog has nobody read the program's standard error, so that the pipe fills
 // up, until resumeLog.
-func (r *running) pauseLog()  { r.paused <- struct{}{} }
-func (r *running) resumeLog() { <-r.paused }
+func (r *running) pauseLog()  { r.paused <- struct{}{}; r.unread = true }
+func (r *running) resumeLog() { <-r.paused; r.unread = false }
 
 // wait waits until f, called with r.mu held, is true.
 func (r *running) wait(what string, f func() bool) {

@@ -3,6 +3,7 @@
 package prefork
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/asynclog"
 	"github.com/seed-235859eb/usher/internal/fleet"
 	"github.com/seed-235859eb/usher/internal/sdnotify"
 )
@@ -33,8 +35,11 @@ type Master struct {
 	fleet     *fleet.Fleet
 	endpoints []*endpoint
 	procs     map[fleet.ID]*proc
+	strays    map[*stream]bool // of workers that are gone
+	out       *asynclog.Writer // standard error, for what workers write
 	programs  map[int]*program // by generation
 	path      string           // of the program's file
+	dir       string           // of new workers, maybe a symbolic link
 	waiters   map[int]chan error
 	tickets   int
 	spawning  int  // processes about to be started
@@ -55,13 +60,15 @@ var errMasterGone = errors.New("prefork: the master has ended")
 
 func newMaster(opts Options) *Master {
 	m := &Master{
-		opts: opts, log: opts.Logger,
+		opts: opts, log: opts.Logger.With("master", os.Getpid()),
 		events:   make(chan func(), 64),
 		signals:  make(chan os.Signal, 16),
 		done:     make(chan struct{}),
 		manager:  newQueue(func() {}),
 		began:    time.Now(),
 		procs:    map[fleet.ID]*proc{},
+		strays:   map[*stream]bool{},
+		out:      asynclog.NewWriter(os.Stderr, "prefork", outPatience),
 		programs: map[int]*program{},
 		waiters:  map[int]chan error{},
 	}
@@ -79,7 +86,7 @@ func (m *Master) fleetConfig() fleet.Config {
 		MaxSurge:    o.MaxSurge,
 		BackoffBase: backoffBase, BackoffMax: backoffMax, HealthyAfter: healthyAfter,
 		CrashLimit: o.MaxCrashes, CrashWindow: o.CrashWindow,
-		BootTries: bootTries, RestartTries: restartTries, MaxDraining: maxDraining,
+		FirstBootTimeout: o.FirstBootTimeout, RestartTries: restartTries, MaxDraining: maxDraining,
 		RecycleRequests: uint64(o.Recycle.Requests), RecycleAge: o.Recycle.Age, RecycleRSS: uint64(o.Recycle.Memory),
 		Rand: rand.Float64,
 	}
@@ -145,8 +152,8 @@ func (m *Master) Restart(ctx context.Context) error {
 }
 
 func (m *Master) restart(ticket int, why string) {
-	m.log.Info("prefork: phased restart", "reason", why)
 	m.fleet.Restart(m.now(), ticket)
+	m.log.Info("prefork: phased restart", "reason", why)
 }
 
 // Upgrade replaces the master itself by the program's file as it is now: a trial
@@ -299,8 +306,8 @@ func (m *Master) calm() bool { return m.spawning == 0 && !m.fleet.Busy() && m.ho
 
 // stop begins or hastens the stop of the whole fleet.
 func (m *Master) stop(level fleet.Level, why string) {
+	m.fleet.Stop(m.now(), level, why)
 	m.log.Info("prefork: stopping", "reason", why, "level", int(level))
-	m.fleet.Stop(m.now(), level)
 }
 
 // carryOut does what the fleet has decided.
@@ -318,7 +325,7 @@ func (m *Master) carryOut(a fleet.Action) {
 			m.unpublish()
 		}
 		m.order(a.ID, func(p *proc) {
-			p.say(m, frame{Type: frameStop, Level: a.Level, Final: a.Final})
+			p.say(m, frame{Type: frameStop, Level: a.Level, Final: a.Final, Reason: a.Why})
 			if !p.ready {
 				// It may be far from Run, and holds sockets.
 				m.signalProc(p, stopSignal)
@@ -326,13 +333,13 @@ func (m *Master) carryOut(a fleet.Action) {
 		})
 	case fleet.Dump:
 		m.order(a.ID, func(p *proc) {
-			m.log.Warn("prefork: asking a worker for a dump of its goroutines, to kill it", "seat", p.seat, "generation", p.generation, "pid", p.pid, "reason", a.Why)
 			m.signalProc(p, dumpSignal)
+			m.log.Warn("prefork: asking a worker for a dump of its goroutines, to kill it", "seat", p.seat, "generation", p.generation, "pid", p.pid, "reason", a.Why)
 		})
 	case fleet.Kill:
 		m.order(a.ID, func(p *proc) {
-			m.log.Warn("prefork: killing a worker", "seat", p.seat, "generation", p.generation, "pid", p.pid, "reason", a.Why)
 			m.signalProc(p, os.Kill)
+			m.log.Warn("prefork: killing a worker", "seat", p.seat, "generation", p.generation, "pid", p.pid, "reason", a.Why)
 		})
 	case fleet.Live:
 		m.setLive(a)
@@ -372,9 +379,12 @@ func (m *Master) newGeneration(generation int) {
 	if m.programs[generation] != nil {
 		return
 	}
-	p, err := openProgram(m.path, generation == 1)
+	p, err := openProgram(m.path, m.dir, generation == 1)
 	if err != nil {
 		m.log.Error("prefork: cannot open the program", "generation", generation, "error", err)
+	}
+	if old := m.programs[m.fleet.Snapshot(time.Now()).Generation]; old != nil && old.dir != p.dir {
+		m.log.Info("prefork: the directory of the workers has moved", "generation", generation, "path", m.dir, "from", old.dir, "to", p.dir)
 	}
 	m.programs[generation] = p
 	if generation > 1 {
@@ -394,8 +404,8 @@ func (m *Master) hear(p *proc, f frame) {
 			m.fleet.Ready(now, p.id)
 		}
 	case frameLeaving:
-		m.log.Info("prefork: a worker was told to stop by somebody else", "seat", p.seat, "pid", p.pid)
-		m.fleet.Leaving(now, p.id)
+		m.fleet.Leaving(now, p.id, cmp.Or(f.Reason, "SIGTERM"))
+		m.log.Info("prefork: a worker was told to stop by somebody else", "seat", p.seat, "generation", p.generation, "pid", p.pid, "reason", f.Reason)
 	case frameFleet:
 		p.say(m, m.answer(f.Ask))
 	case frameShut:

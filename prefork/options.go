@@ -26,9 +26,22 @@ type Options struct {
 	// Listen are further endpoints, or all if Addr is empty.
 	Listen []Endpoint
 
+	// Dir is the directory that workers start in. If it is a symbolic link, each
+	// restart follows it anew, so that a deploy can consist in changing it; the
+	// workers of one generation are all in the same directory. Empty means the
+	// directory that the program was started in, by its name in $PWD, to which a
+	// relative path is relative, too. Without a master it is not used.
+	Dir string
+
 	// BootTimeout is how long a worker may take until it is ready. Zero means
 	// a minute.
 	BootTimeout time.Duration
+
+	// FirstBootTimeout is how long the master goes on starting workers that fail
+	// before they are ready, with growing pauses, while none ever was ready: a
+	// database may be late. When it is over the next failure ends the master with
+	// a [*GiveUpError]. Zero means 30 s.
+	FirstBootTimeout time.Duration
 
 	// HeartbeatTimeout is how long a worker may go without progress before it
 	// is replaced and, after a dump of its goroutines, killed. A worker makes
@@ -79,7 +92,10 @@ type Options struct {
 	// Hooks are called in the master.
 	Hooks Hooks
 
-	// Logger gets a line for each change. Nil means [slog.Default].
+	// Logger gets a line for each change. Nil means [slog.Default]. Nobody waits
+	// for it: if its output is stuck, lines are dropped and counted. The master's
+	// lines have the attribute "master", its process ID; a worker's have "seat",
+	// "generation" and "pid". Run gives these to [slog.Default] in a worker, too.
 	Logger *slog.Logger
 }
 
@@ -124,6 +140,7 @@ func (e Endpoint) name() string {
 
 const (
 	defaultBootTimeout      = time.Minute
+	defaultFirstBootTimeout = 30 * time.Second
 	defaultHeartbeatTimeout = 30 * time.Second
 	defaultStopTimeout      = 30 * time.Second
 	defaultProbation        = time.Second
@@ -136,10 +153,11 @@ const (
 	handshakeGrace = 250 * time.Millisecond
 	leaveGrace     = 100 * time.Millisecond
 	leaveTimeout   = 10 * time.Second
-	bootTries      = 3
 	restartTries   = 3
 	maxDraining    = 3
 	maxWorkers     = 1024
+	outPatience    = 100 * time.Millisecond // for a standard error that takes nothing
+	logPatience    = 250 * time.Millisecond // at the end, for a log that nobody takes
 )
 
 // Variables, as tests do not wait so long.
@@ -168,7 +186,8 @@ func (o Options) validate() error {
 		name  string
 		value time.Duration
 	}{
-		{"BootTimeout", o.BootTimeout}, {"HeartbeatTimeout", o.HeartbeatTimeout}, {"StopTimeout", o.StopTimeout},
+		{"BootTimeout", o.BootTimeout}, {"FirstBootTimeout", o.FirstBootTimeout},
+		{"HeartbeatTimeout", o.HeartbeatTimeout}, {"StopTimeout", o.StopTimeout},
 		{"Probation", o.Probation}, {"Canary", o.Canary}, {"CrashWindow", o.CrashWindow}, {"Recycle.Age", o.Recycle.Age},
 	} {
 		if f.value < 0 {
@@ -219,6 +238,7 @@ func (o Options) endpoints() []Endpoint {
 
 func (o Options) withDefaults() Options {
 	o.BootTimeout = cmp.Or(o.BootTimeout, defaultBootTimeout)
+	o.FirstBootTimeout = cmp.Or(o.FirstBootTimeout, defaultFirstBootTimeout)
 	o.HeartbeatTimeout = cmp.Or(o.HeartbeatTimeout, defaultHeartbeatTimeout)
 	o.StopTimeout = cmp.Or(o.StopTimeout, defaultStopTimeout)
 	o.Probation = cmp.Or(o.Probation, defaultProbation)

@@ -15,6 +15,7 @@ func TestOptionsOutOfRange(t *testing.T) {
 		{Options{Workers: -1}, "Options.Workers is -1"},
 		{Options{Workers: 1 << 20}, "Options.Workers is 1048576"},
 		{Options{BootTimeout: -1}, "Options.BootTimeout is -1ns"},
+		{Options{FirstBootTimeout: -1}, "Options.FirstBootTimeout is -1ns"},
 		{Options{HeartbeatTimeout: -1}, "Options.HeartbeatTimeout is -1ns"},
 		{Options{HeartbeatTimeout: 1}, "Options.HeartbeatTimeout is 1ns"},
 		{Options{StopTimeout: -1}, "Options.StopTimeout is -1ns"},

@@ -38,7 +38,7 @@ func TestPID1(t *testing.T) {
 	late := r.begin("late child", 0)
 	r.must("orphan", 0)
 	r.try("/exit?n=3")
-	if e := r.first("WorkerExit"); e.Class != Code || e.Code != 3 {
+	if e := r.first("WorkerExit"); e.Class != ClassCode || e.Code != 3 {
 		t.Errorf("a worker's status: %+v", e)
 	}
 	r.logged("collected an orphan", "status=2304") // 9 << 8

@@ -19,21 +19,19 @@ type proc struct {
 	id               fleet.ID
 	seat, generation int
 	pid              int
-	out              *output
 	orders           []func()     // for when it has been started
 	adopted          map[int]bool // seats besides its own
 	ready            bool
 
 	*started
-	reading sync.WaitGroup // the goroutines that read from it
+	hearing sync.WaitGroup // the goroutine that reads its link
 }
 
 // started is a process that has been started, or adopted.
 type started struct {
 	process *os.Process
 	link    *link
-	stderr  *os.File
-	allRead chan struct{} // closed when stderr has ended
+	stream  *stream
 }
 
 // order carries out f for a worker, as soon as its process exists.
@@ -62,7 +60,7 @@ func (m *Master) signalProc(p *proc, s os.Signal) {
 
 // spawn starts a worker process.
 func (m *Master) spawn(a fleet.Spawn) {
-	p := &proc{id: a.ID, seat: a.Seat, generation: a.Generation, out: &output{}, adopted: map[int]bool{}}
+	p := &proc{id: a.ID, seat: a.Seat, generation: a.Generation, adopted: map[int]bool{}}
 	m.procs[a.ID] = p
 	m.spawning++
 	spec, err := m.spec(p)
@@ -132,30 +130,25 @@ func (m *Master) spawned(p *proc, s *started, err error) {
 func (m *Master) attach(p *proc, s *started) {
 	p.started = s
 	p.pid = s.process.Pid
-	m.startReading(p)
+	m.listenTo(p)
+	m.readStream(s.stream)
 	go func() {
 		reap := awaitExit(s.process)
 		// The last words may still be in the pipe; but a child of the worker
 		// may hold it open for ever.
 		select {
-		case <-s.allRead:
+		case <-s.stream.ended:
 		case <-time.After(250 * time.Millisecond):
 		}
 		m.post(func() { m.exited(p, reap) })
 	}()
 }
 
-// startReading listens to what p says on both channels.
-func (m *Master) startReading(p *proc) {
-	s := p.started
-	p.reading.Go(func() {
-		if copyOutput(p.out, s.stderr) {
-			close(s.allRead)
-		}
-	})
-	p.reading.Go(func() {
+// listenTo hears what p says on its link.
+func (m *Master) listenTo(p *proc) {
+	p.hearing.Go(func() {
 		for {
-			frames, _, err := s.link.receive()
+			frames, _, err := p.link.receive()
 			for _, f := range frames {
 				if !m.post(func() { m.hear(p, f) }) {
 					return
@@ -171,30 +164,14 @@ func (m *Master) startReading(p *proc) {
 	})
 }
 
-// copyOutput reads what a worker writes to standard error, and writes it to the
-// master's. The reading goes on if the master's does not take it. It reports
-// whether that was all.
-func copyOutput(out *output, from *os.File) bool {
-	buf := make([]byte, 16<<10)
-	for {
-		n, err := from.Read(buf)
-		if n > 0 {
-			out.Write(buf[:n])
-			os.Stderr.Write(buf[:n])
-		}
-		if err != nil {
-			return !errors.Is(err, os.ErrDeadlineExceeded)
-		}
-	}
-}
-
 func (m *Master) exited(p *proc, reap func() fleet.Exit) {
 	if m.procs[p.id] != p {
 		return
 	}
 	e := reap()
-	e.Output = p.out.String()
+	e.Output = p.stream.kept.String()
 	delete(m.procs, p.id)
-	p.close()
+	p.link.Close()
+	m.leaveStream(p.stream)
 	m.fleet.Exited(m.now(), p.id, e)
 }

@@ -11,7 +11,7 @@ import (
 // it executes the program, which must not be where they go to, however many the
 // master has open.
 func TestStartWithManyDescriptors(t *testing.T) {
-	program, err := openProgram("/bin/true", false)
+	program, err := openProgram("/bin/true", "", false)
 	if err != nil {
 		t.Skip(err)
 	}
@@ -49,6 +49,7 @@ func TestStartWithManyDescriptors(t *testing.T) {
 		if state, err := s.process.Wait(); err != nil || !state.Success() {
 			t.Errorf("with %d descriptors more: %v, %v", n, state, err)
 		}
-		s.close()
+		s.link.Close()
+		s.stream.file.Close()
 	}
 }

@@ -24,68 +24,6 @@ const (
 	stopSignal = syscall.SIGTERM
 )
 
-// A program is the file of a generation, held open.
-type program struct {
-	fd   int // or -1
-	path string
-}
-
-// exec returns what to execute in a child that gets files, and how to let go of
-// it: the file that was opened, that is, and not what has been put in its place
-// since; only Linux can do that. The child has its own table of descriptors, in
-// which [syscall.ForkExec] first moves some of files out of the way, to the
-// numbers that follow the highest of them. The program's must be beyond those.
-func (p *program) exec(files []uintptr) (path string, release func(), err error) {
-	if p.fd < 0 {
-		return p.path, func() {}, nil
-	}
-	fd, err := unix.FcntlInt(uintptr(p.fd), unix.F_DUPFD_CLOEXEC, int(slices.Max(files))+len(files)+3)
-	if err != nil {
-		return "", nil, os.NewSyscallError("fcntl", err)
-	}
-	return "/proc/self/fd/" + strconv.Itoa(fd), func() { unix.Close(fd) }, nil
-}
-
-// clone returns another hold on p.
-func (p *program) clone() (*program, error) {
-	if p == nil || p.fd < 0 {
-		return p, nil
-	}
-	fd, err := dupFD(p.fd)
-	if err != nil {
-		return nil, fmt.Errorf("prefork: %s: %w", p.path, err)
-	}
-	return &program{fd: fd, path: p.path}, nil
-}
-
-func (p *program) close() {
-	if p != nil && p.fd >= 0 {
-		unix.Close(p.fd)
-		p.fd = -1
-	}
-}
-
-// openProgram takes a hold on the program at path, or on the one that runs.
-func openProgram(path string, own bool) (*program, error) {
-	p := &program{fd: -1, path: path}
-	file := path
-	if own {
-		file = "/proc/self/exe" // whatever is at path by now
-	}
-	if _, err := os.Stat("/proc/self/fd"); err != nil {
-		return p, nil
-	}
-	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		if own {
-			return p, nil
-		}
-		return p, fmt.Errorf("prefork: %s: %w", path, err)
-	}
-	p.fd = fd
-	return p, nil
-}
-
 // processSpec is what a worker is started with. It owns its descriptors.
 type processSpec struct {
 	program *program
@@ -103,13 +41,9 @@ func (s processSpec) close() {
 // abandon lets a process go that nobody wants any more: to it, its master has
 // died.
 func (s *started) abandon() {
-	s.close()
-	go s.process.Wait()
-}
-
-func (s *started) close() {
 	s.link.Close()
-	s.stderr.Close()
+	s.stream.file.Close()
+	go s.process.Wait()
 }
 
 // startProcess starts a worker. The descriptors go to it by syscall.ForkExec:
@@ -148,6 +82,10 @@ func startProcess(spec processSpec) (*started, error) {
 		files = append(files, uintptr(setup.Sockets[i].FD))
 		setup.Sockets[i].FD = len(files) - 1
 	}
+	if spec.program.fd >= 0 {
+		files = append(files, uintptr(spec.program.fd))
+		setup.Program = len(files) - 1
+	}
 	env := sdnotify.Scrub(os.Environ())
 	if spec.procs > 0 {
 		env = append(env, "GOMAXPROCS="+strconv.Itoa(spec.procs))
@@ -159,25 +97,35 @@ func startProcess(spec processSpec) (*started, error) {
 	}
 	env = slices.DeleteFunc(env, func(e string) bool {
 		name, _, _ := strings.Cut(e, "=")
-		return name == workerEnv || name == masterEnv || name == checkEnv
+		return name == workerEnv || name == masterEnv || name == checkEnv || name == "PWD" && spec.program.dir != ""
 	})
-	path, release, err := spec.program.exec(files)
-	if err != nil {
-		return fail(fmt.Errorf("prefork: start %s: %w", spec.program.path, err))
+	attr := &syscall.ProcAttr{Env: append(env, workerEnv+"="+string(value)), Files: files}
+	if dir := spec.program.dir; dir != "" {
+		attr.Dir = dir
+		attr.Env = append(attr.Env, "PWD="+dir)
 	}
-	defer release()
-	pid, err := syscall.ForkExec(path, os.Args, &syscall.ProcAttr{
-		Env:   append(env, workerEnv+"="+string(value)),
-		Files: files,
-	})
+	pid, err := syscall.ForkExec(spec.program.exec(setup.Program), os.Args, attr)
 	if err != nil {
-		return fail(fmt.Errorf("prefork: start %s: %w", spec.program.path, err))
+		return fail(startError(spec.program, err))
 	}
 	process, err := os.FindProcess(pid) // ours, and not waited for: it exists
 	if err != nil {
 		return fail(fmt.Errorf("prefork: process %d: %w", pid, err))
 	}
-	return &started{process: process, link: link, stderr: r, allRead: make(chan struct{})}, nil
+	return &started{process: process, link: link, stream: newStream(r)}, nil
+}
+
+// startError says why a program could not be started.
+func startError(p *program, err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOEXEC):
+		err = fmt.Errorf("%w: must be an executable for this system, or a script that begins with #! and executes one", err)
+	case p.dir != "" && errors.Is(err, syscall.ENOENT):
+		if _, derr := os.Stat(p.dir); derr != nil {
+			err = fmt.Errorf("its directory: %w", derr)
+		}
+	}
+	return fmt.Errorf("prefork: start %s: %w", p.path, err)
 }
 
 // socketPair makes a pair that no child inherits by accident.

@@ -40,18 +40,22 @@ type plan struct {
 	Workers int
 	Addr    string
 	Listen  []planEndpoint
+	Dir     string
+	Chdir   string // main goes there before Run
 	TLS     bool
 
-	BootTimeout, HeartbeatTimeout, StopTimeout, Probation, Canary, CrashWindow time.Duration
-	MaxSurge, MaxCrashes                                                       int
-	Recycle                                                                    RecycleOptions
+	BootTimeout, FirstBootTimeout, HeartbeatTimeout, StopTimeout, Probation, Canary, CrashWindow time.Duration
+	MaxSurge, MaxCrashes                                                                         int
+	Recycle                                                                                      RecycleOptions
 
 	Before     *planExit // main ends before it comes to Run
 	HangBefore bool      // or hangs
 	LogTo      string    // file; standard error if empty
+	LogAtEnd   bool      // main writes to standard error when Run has returned
 
 	Seat       *int          // which the following is about; nil means all
 	Boot       *planExit     // the function ends the process at once
+	BootUntil  string        // unless this file exists
 	NeverReady bool          // it does not serve
 	If         string        // file that must exist for NeverReady
 	Dies       *planExit     // it dies when it has served for DiesAfter
@@ -158,6 +162,12 @@ func testProgram() int {
 	if p.HangBefore {
 		select {}
 	}
+	if p.Chdir != "" {
+		if err := os.Chdir(p.Chdir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 2
+		}
+	}
 	dumpGrace, hookTimeout, strangerAge = p.DumpGrace, p.HookTimeout, 2*p.HookTimeout
 	var out io.Writer = os.Stderr
 	if p.LogTo != "" {
@@ -174,7 +184,11 @@ func testProgram() int {
 		fmt.Fprintln(os.Stderr, "options:", err)
 		return 2
 	}
-	if err := Run(context.Background(), opts, p.serve); err != nil {
+	err = Run(context.Background(), opts, p.serve)
+	if p.LogAtEnd {
+		fmt.Fprintln(os.Stderr, "program: the end")
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "program:", err)
 		if _, ok := errors.AsType[*GiveUpError](err); ok {
 			return 4
@@ -194,8 +208,8 @@ func (e *planExit) end() int {
 
 func (p plan) options() (Options, error) {
 	o := Options{
-		Workers: p.Workers, Addr: p.Addr,
-		BootTimeout: p.BootTimeout, HeartbeatTimeout: p.HeartbeatTimeout, StopTimeout: p.StopTimeout,
+		Workers: p.Workers, Addr: p.Addr, Dir: p.Dir,
+		BootTimeout: p.BootTimeout, FirstBootTimeout: p.FirstBootTimeout, HeartbeatTimeout: p.HeartbeatTimeout, StopTimeout: p.StopTimeout,
 		Probation: p.Probation, Canary: p.Canary, CrashWindow: p.CrashWindow,
 		MaxSurge: p.MaxSurge, MaxCrashes: p.MaxCrashes, Recycle: p.Recycle,
 	}
@@ -353,7 +367,7 @@ func (p plan) serve(ctx context.Context, w *Worker) error {
 		p.NeverReady = false
 	}
 	switch {
-	case about && p.Boot != nil:
+	case about && p.Boot != nil && !exists(p.BootUntil):
 		os.Exit(p.Boot.end())
 	case about && p.NeverReady && p.Deaf:
 		fmt.Fprintln(os.Stderr, "not ready, ever")
@@ -398,6 +412,11 @@ func (p plan) serve(ctx context.Context, w *Worker) error {
 	return s.Run(ctx, all...)
 }
 
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
 // planApp is what the workers serve.
 type planApp struct {
 	plan
@@ -436,6 +455,26 @@ func (a *planApp) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		for range n {
 			io.WriteString(os.Stderr, line)
 		}
+	case "/lines": // n of each kind, at once
+		writeLines(r.FormValue("who"), n)
+	case "/helper": // writes to standard error as soon as a file exists
+		cmd := exec.Command("sh", "-c", `while [ ! -e "$0" ]; do sleep 0.05; done; echo helper speaks >&2; echo helper speaks again >&2`, r.FormValue("file"))
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			http.Error(rw, err.Error(), http.StatusInternalServerError)
+			return
+		}
+	case "/file": // its content
+		b, err := os.ReadFile(r.FormValue("name"))
+		if err == nil {
+			_, err = os.Getwd()
+		}
+		if err != nil {
+			http.Error(rw, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		rw.Write(b)
+		return
 	case "/env":
 		own := os.Environ()
 		child, err := exec.Command("env").Output()
@@ -469,6 +508,23 @@ func (a *planApp) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	io.WriteString(rw, "ok")
+}
+
+// lineSizes are of the lines that writeLines writes, each with one Write.
+var lineSizes = []int{200, 3000, 60_000}
+
+// writeLines writes n lines of each size, as lineOf makes them.
+func writeLines(who string, n int) {
+	for i := range n {
+		for _, size := range lineSizes {
+			io.WriteString(os.Stderr, lineOf(who, i, size)+"\n")
+		}
+	}
+}
+
+func lineOf(who string, i, size int) string {
+	line := fmt.Sprintf("line %s %d %d ", who, i, size)
+	return line + strings.Repeat("x", size-len(line))
 }
 
 // selfSigned makes a certificate.

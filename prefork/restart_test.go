@@ -56,7 +56,7 @@ func TestPhasedRestart(t *testing.T) {
 		t.Errorf("generation %d, want 4", s.Generation)
 	}
 	for _, e := range r.named("WorkerExit") {
-		if e.Class != Asked || e.Code != 0 {
+		if e.Class != ClassAsked || e.Code != 0 {
 			t.Errorf("an old worker left like this: %s", e.Err)
 		}
 	}
@@ -114,11 +114,11 @@ func TestRestartBadCode(t *testing.T) {
 		words string
 		least int // workers that serve at all times
 	}{
-		{"does not boot", func(p *plan) { p.Boot = &planExit{3, "no such table: users"} }, Boot, 3, "no such table: users", 2},
-		{"main fails", func(p *plan) { p.Before = &planExit{7, "bad flag"} }, Boot, 7, "bad flag", 2},
-		{"boots and dies", func(p *plan) { p.Dies, p.DiesAfter = &planExit{9, "out of luck"}, 5*time.Millisecond }, Code, 9, "out of luck", 2},
-		{"is never ready", func(p *plan) { p.NeverReady, p.Deaf = true, true }, Boot, 2, "not ready, ever", 2},
-		{"hangs before Run", func(p *plan) { p.HangBefore = true }, Boot, 2, "SIGQUIT", 2},
+		{"does not boot", func(p *plan) { p.Boot = &planExit{3, "no such table: users"} }, ClassBoot, 3, "no such table: users", 2},
+		{"main fails", func(p *plan) { p.Before = &planExit{7, "bad flag"} }, ClassBoot, 7, "bad flag", 2},
+		{"boots and dies", func(p *plan) { p.Dies, p.DiesAfter = &planExit{9, "out of luck"}, 5*time.Millisecond }, ClassCode, 9, "out of luck", 2},
+		{"is never ready", func(p *plan) { p.NeverReady, p.Deaf = true, true }, ClassBoot, 2, "not ready, ever", 2},
+		{"hangs before Run", func(p *plan) { p.HangBefore = true }, ClassBoot, 2, "SIGQUIT", 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -148,7 +148,7 @@ func TestRestartBadCode(t *testing.T) {
 			}
 			// The bad code is still there, but not what a crash brings back.
 			pid := s.Seats[0].Workers[0].PID
-			if tt.class == Boot {
+			if tt.class == ClassBoot {
 				load.lossless()
 			} else if res := load.finish(); res.Refused > 0 || res.Lost > 3*4 {
 				// What ran in each of three that died, for four clients, is lost.

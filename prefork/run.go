@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/seed-235859eb/usher"
+	"github.com/seed-235859eb/usher/internal/asynclog"
 	"github.com/seed-235859eb/usher/internal/fleet"
 	"github.com/seed-235859eb/usher/internal/sdnotify"
 )
@@ -40,6 +42,10 @@ func Run(ctx context.Context, opts Options, f func(ctx context.Context, w *Worke
 		return err
 	}
 	opts = opts.withDefaults()
+	// Nobody who serves, stops or looks after others waits for a log.
+	lines := asynclog.NewHandler(opts.Logger.Handler())
+	defer lines.Flush(logPatience)
+	opts.Logger = slog.New(lines)
 	if trial(opts.Workers) {
 		return nil
 	}

@@ -3,18 +3,19 @@
 package prefork
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/asynclog"
 	"github.com/seed-235859eb/usher/internal/fleet"
 	"github.com/seed-235859eb/usher/internal/reuseport"
 	"github.com/seed-235859eb/usher/internal/sdnotify"
@@ -107,6 +108,7 @@ func (m *Master) shareForLog() string {
 func (m *Master) end() {
 	m.unpublish()
 	m.trials.Wait()
+	m.closeStreams()
 	for _, e := range m.endpoints {
 		e.group.Close()
 	}
@@ -116,17 +118,45 @@ func (m *Master) end() {
 	m.hooks.close(hookTimeout)
 	m.manager.close(hookTimeout)
 	m.sd.Close()
+	m.flushLog()
 }
 
-// open opens the endpoints, or takes them over from the master before.
-func (m *Master) open(old *masterState) error {
-	path, err := programPath()
+// flushLog sees to it that what was logged is written, unless nobody takes it.
+func (m *Master) flushLog() {
+	flush(m.log)
+	m.out.Flush(logPatience)
+}
+
+func flush(log *slog.Logger) {
+	if h, ok := log.Handler().(*asynclog.Handler); ok {
+		h.Flush(logPatience)
+	}
+}
+
+// findProgram finds where new workers come from.
+func (m *Master) findProgram(old *masterState) error {
+	path, sure, err := programPath()
 	if err != nil {
 		return err
 	}
 	m.path = path
 	if old != nil && old.Path != "" {
-		m.path = old.Path
+		m.path, sure = old.Path, true
+	}
+	if !sure {
+		m.log.Warn("prefork: cannot find the program by the path that it was started by: restarts will use the file that runs", "path", m.path)
+	}
+	m.dir = workDir(m.opts.Dir)
+	if info, err := os.Stat(m.dir); m.opts.Dir != "" && (err != nil || !info.IsDir()) {
+		return fmt.Errorf("prefork: Options.Dir is %q: %w", m.opts.Dir, cmp.Or(err, error(syscall.ENOTDIR)))
+	}
+	return nil
+}
+
+// open opens the endpoints, or takes them over from the master before.
+func (m *Master) open(old *masterState) error {
+	if err := m.findProgram(old); err != nil {
+		return err
 	}
 	inherited, err := systemdSockets()
 	if err != nil {
@@ -163,34 +193,6 @@ func (m *Master) open(old *masterState) error {
 	}
 	old.dropRest()
 	return nil
-}
-
-// programPath returns where the program's file is, and the next build of it will
-// be: by the name that it was called by, if that names what runs, since a deploy
-// may consist in changing a symbolic link, and [os.Executable] follows those.
-func programPath() (string, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return "", fmt.Errorf("prefork: %w", err)
-	}
-	exe = strings.TrimSuffix(exe, " (deleted)")
-	self, err := os.Stat("/proc/self/exe")
-	if err != nil {
-		if self, err = os.Stat(exe); err != nil {
-			return exe, nil
-		}
-	}
-	called, err := exec.LookPath(os.Args[0])
-	if err != nil {
-		return exe, nil
-	}
-	if called, err = filepath.Abs(called); err != nil {
-		return exe, nil
-	}
-	if info, err := os.Stat(called); err != nil || !os.SameFile(info, self) {
-		return exe, nil
-	}
-	return called, nil
 }
 
 // key tells whether an endpoint of one master is that of the next.
@@ -287,10 +289,11 @@ func (m *Master) signal(s os.Signal, received int) int {
 			m.log.Warn("prefork: cannot scale", "workers", n, "least", 1, "most", maxWorkers)
 			break
 		}
-		m.log.Info("prefork: scaling", "workers", n, "reason", name)
 		if err := m.fleet.Scale(now, n); err != nil {
 			m.log.Warn("prefork: cannot scale", "workers", n, "error", err)
+			break
 		}
+		m.log.Info("prefork: scaling", "workers", n, "reason", name)
 	}
 	return received
 }

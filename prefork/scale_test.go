@@ -61,7 +61,7 @@ func TestScale(t *testing.T) {
 	slowStart.lossless()
 	load.lossless()
 	for _, e := range r.named("WorkerExit") {
-		if e.Class != Asked || e.Code != 0 {
+		if e.Class != ClassAsked || e.Code != 0 {
 			t.Errorf("a worker left like this: %s", e.Err)
 		}
 	}
@@ -116,7 +116,7 @@ func TestRecycle(t *testing.T) {
 	load.lossless()
 	exits := r.named("WorkerExit")
 	for _, e := range exits {
-		if e.Class != Asked || e.Code != 0 || e.Generation != 1 {
+		if e.Class != ClassAsked || e.Code != 0 || e.Generation != 1 {
 			t.Errorf("a worker left like this: %+v", e)
 		}
 	}

@@ -14,6 +14,7 @@ type workerSetup struct {
 	Generation int            `json:"generation"`
 	Control    int            `json:"control"` // descriptors
 	Stderr     int            `json:"stderr"`
+	Program    int            `json:"program,omitempty"` // of the file that was executed, if it is open
 	Sockets    []workerSocket `json:"sockets"`
 	MaxProcs   bool           `json:"max_procs,omitempty"` // the master has set GOMAXPROCS
 }
@@ -29,7 +30,11 @@ func (s workerSetup) validate() error {
 		return fmt.Errorf("prefork: %s has seat %d, generation %d and %d sockets", workerEnv, s.Seat, s.Generation, len(s.Sockets))
 	}
 	seen := map[int]bool{}
-	for _, fd := range append([]int{s.Control, s.Stderr}, fdsOf(s.Sockets)...) {
+	fds := append([]int{s.Control, s.Stderr}, fdsOf(s.Sockets)...)
+	if s.Program != 0 {
+		fds = append(fds, s.Program)
+	}
+	for _, fd := range fds {
 		if fd < 3 || seen[fd] {
 			return fmt.Errorf("prefork: %s has descriptor %d", workerEnv, fd)
 		}

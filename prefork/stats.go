@@ -69,13 +69,13 @@ type WorkerInfo struct {
 type Class string
 
 const (
-	Asked  Class = "asked"  // it was told to stop
-	Clean  Class = "clean"  // status 0, unasked
-	Code   Class = "code"   // another status
-	Signal Class = "signal" // by a signal
-	Killed Class = "killed" // by a SIGKILL that was not the master's: the kernel's, for want of memory, or a person's
-	Hung   Class = "hung"   // the master killed it for want of progress
-	Boot   Class = "boot"   // it ended, or was out of time, before it was ready
+	ClassAsked  Class = "asked"  // it was told to stop
+	ClassClean  Class = "clean"  // status 0, unasked
+	ClassCode   Class = "code"   // another status
+	ClassSignal Class = "signal" // by a signal
+	ClassKilled Class = "killed" // by a SIGKILL that was not the master's: the kernel's, for want of memory, or a person's
+	ClassHung   Class = "hung"   // the master killed it for want of progress
+	ClassBoot   Class = "boot"   // it ended, or was out of time, before it was ready
 )
 
 // A WorkerExit is the end of a worker.

@@ -103,7 +103,7 @@ func TestStop(t *testing.T) {
 				}
 			}
 			for _, e := range r.named("WorkerExit") {
-				if e.Class != Asked || e.Code != 0 {
+				if e.Class != ClassAsked || e.Code != 0 {
 					t.Errorf("a worker left like this: %s", e.Err)
 				}
 			}
@@ -120,7 +120,7 @@ func TestTermToWorker(t *testing.T) {
 	lowest := r.sample()
 	pid := r.stats().Seats[1].Workers[0].PID
 	r.kill(pid, syscall.SIGTERM)
-	if e := r.exitOfPID(pid); e.Class != Asked || e.Code != 0 {
+	if e := r.exitOfPID(pid); e.Class != ClassAsked || e.Code != 0 {
 		t.Errorf("the worker left like this: %s", e.Err)
 	}
 	s := r.allServe()
@@ -183,7 +183,7 @@ func TestBusyLoop(t *testing.T) {
 	}
 	r.kill(r.pid(), syscall.SIGTERM)
 	e := r.exitOfPID(spin.PID)
-	if e.Class != Asked || !strings.Contains(e.Output, "SIGQUIT") {
+	if e.Class != ClassAsked || !strings.Contains(e.Output, "SIGQUIT") {
 		t.Errorf("class %s, output %.300q, want a dump", e.Class, e.Output)
 	}
 	if status := r.gone(); status != 5 {
@@ -228,33 +228,6 @@ func TestMasterDiesBusyWorker(t *testing.T) {
 	r.kill(r.pid(), syscall.SIGKILL)
 	r.gone()
 	r.refused()
-}
-
-// TestLogReaderStops: who reads the log and stops, holds the master up as soon as
-// the pipe is full. What workers said meanwhile waits in their sockets, and must
-// be heard before anybody is judged.
-func TestLogReaderStops(t *testing.T) {
-	t.Parallel()
-	p := quick(3)
-	p.HeartbeatTimeout = time.Second
-	r := start(t, p)
-	before := pidsOf(r.stats())
-	pid := r.pid()
-	r.pauseLog()
-	go r.try("/stderr?n=256") // more than the pipe holds
-	// A log line of the master's one goroutine: it waits there from now on.
-	r.kill(pid, syscall.SIGHUP)
-	r.kill(pid, syscall.SIGTTIN)
-	time.Sleep(3 * p.HeartbeatTimeout)
-	r.resumeLog()
-	r.first("RestartFinished")
-	r.until("four serve", func(s Stats) bool { return s.Serving == 4 && !s.Restarting })
-	for _, e := range r.named("WorkerExit") {
-		if e.Class != Asked || slices.Contains(before, e.PID) && strings.Contains(e.Output, "SIGQUIT") {
-			t.Errorf("a worker left like this: %s", e.Err)
-		}
-	}
-	r.stop()
 }
 
 // TestLogReaderDies: who reads the log is gone, and the service is not.

@@ -56,7 +56,7 @@ func TestUpgrade(t *testing.T) {
 		}
 	}
 	for _, pid := range pidsOf(before) {
-		if e := r.exitOfPID(pid); e.Class != Asked || e.Code != 0 {
+		if e := r.exitOfPID(pid); e.Class != ClassAsked || e.Code != 0 {
 			t.Errorf("an adopted worker left like this: %s", e.Err)
 		}
 	}
@@ -68,7 +68,7 @@ func TestUpgrade(t *testing.T) {
 	for range 2 {
 		pid := r.allServe().Seats[0].Workers[0].PID
 		r.kill(pid, syscall.SIGKILL)
-		if e := r.exitOfPID(pid); e.Class != Killed || e.Signal != 9 {
+		if e := r.exitOfPID(pid); e.Class != ClassKilled || e.Signal != 9 {
 			t.Errorf("class %s, signal %d, want killed by 9", e.Class, e.Signal)
 		}
 		r.until("back", func(s Stats) bool { return s.Serving == 3 })
@@ -125,7 +125,7 @@ func TestUpgradeLossless(t *testing.T) {
 	load.answered(20)
 	load.lossless()
 	for _, e := range r.named("WorkerExit") {
-		if e.Class != Asked || e.Code != 0 {
+		if e.Class != ClassAsked || e.Code != 0 {
 			t.Errorf("a worker left like this: %s", e.Err)
 		}
 	}

@@ -4,13 +4,16 @@ package prefork
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -29,7 +32,7 @@ const (
 	// could take over.
 	checkEnv = "USHER_PREFORK_TRIAL"
 
-	stateVersion = 1
+	stateVersion = 2
 	trialSays    = "prefork trial: state version "
 	trialAlone   = "prefork trial: no workers"
 )
@@ -44,6 +47,7 @@ type masterState struct {
 	Endpoints []endpointState `json:"endpoints"`
 	Programs  []programState  `json:"programs"`
 	Procs     []procState     `json:"procs"`
+	Streams   []streamState   `json:"streams,omitempty"` // of workers that are gone
 	Reason    string          `json:"reason"`
 }
 
@@ -61,18 +65,24 @@ type programState struct {
 	Generation int    `json:"generation"`
 	FD         int    `json:"fd"`
 	Path       string `json:"path"`
+	Dir        string `json:"dir,omitempty"`
 }
 
 type procState struct {
-	ID         fleet.ID `json:"id"`
-	Seat       int      `json:"seat"`
-	Generation int      `json:"generation"`
-	PID        int      `json:"pid"`
-	Control    int      `json:"control"` // descriptors
-	Stderr     int      `json:"stderr"`
-	Rest       []byte   `json:"rest,omitempty"` // of a frame that was read in part
-	Adopted    []int    `json:"adopted,omitempty"`
-	Ready      bool     `json:"ready"`
+	ID         fleet.ID    `json:"id"`
+	Seat       int         `json:"seat"`
+	Generation int         `json:"generation"`
+	PID        int         `json:"pid"`
+	Control    int         `json:"control"` // descriptor
+	Stderr     streamState `json:"stderr"`
+	Rest       []byte      `json:"rest,omitempty"` // of a frame that was read in part
+	Adopted    []int       `json:"adopted,omitempty"`
+	Ready      bool        `json:"ready"`
+}
+
+type streamState struct {
+	FD   int    `json:"fd"`
+	Rest []byte `json:"rest,omitempty"` // of a line that was read in part
 }
 
 // trial reports whether this is a trial run, which has come as far as it is to.
@@ -94,7 +104,10 @@ func tryProgram(ctx context.Context, path string, timeout time.Duration) error {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Args = os.Args
-	cmd.Env = append(sdnotify.Scrub(os.Environ()), checkEnv+"=1")
+	if _, err := os.Stat(startedAs.dir); err == nil {
+		cmd.Dir = startedAs.dir
+	}
+	cmd.Env = append(sdnotify.Scrub(os.Environ()), checkEnv+"=1", "PWD="+cmp.Or(cmd.Dir, os.Getenv("PWD")))
 	cmd.WaitDelay = time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -194,16 +207,21 @@ var errNotCalm = errors.New("prefork: something is under way")
 // execute replaces this process by the program as it is now. It returns if that
 // failed, or has to wait, and then all is as before.
 func (m *Master) execute(why string) error {
+	streams := m.streams()
+	for _, s := range streams {
+		s.pause()
+	}
 	for _, p := range m.procs {
-		now := time.Now()
-		p.link.conn.SetReadDeadline(now)
-		p.stderr.SetReadDeadline(now)
+		p.link.conn.SetReadDeadline(time.Now())
 	}
 	quiet := make(chan struct{})
 	go func() {
 		defer close(quiet)
+		for _, s := range streams {
+			s.reading.Wait()
+		}
 		for _, p := range m.procs {
-			p.reading.Wait()
+			p.hearing.Wait()
 		}
 	}()
 	// Events change m.procs, which is read just now.
@@ -227,8 +245,11 @@ func (m *Master) execute(why string) error {
 	resume := func() {
 		for _, p := range m.procs {
 			p.link.conn.SetReadDeadline(time.Time{})
-			p.stderr.SetReadDeadline(time.Time{})
-			m.startReading(p)
+			m.listenTo(p)
+		}
+		for _, s := range m.streams() {
+			s.file.SetReadDeadline(time.Time{})
+			m.readStream(s)
 		}
 	}
 	for _, e := range events {
@@ -240,6 +261,7 @@ func (m *Master) execute(why string) error {
 	}
 	m.manage(func() error { return m.sd.Reloading("replacing the master") })
 	m.manager.flush()
+	m.flushLog()
 	err := errNotCalm
 	if m.releaseSignals() {
 		err = m.replaceImage(why)
@@ -263,7 +285,7 @@ func (m *Master) replaceImage(why string) error {
 		keep = append(keep, e.group.FDs()...)
 	}
 	for generation, p := range m.programs {
-		s.Programs = append(s.Programs, programState{Generation: generation, FD: p.fd, Path: p.path})
+		s.Programs = append(s.Programs, programState{Generation: generation, FD: p.fd, Path: p.path, Dir: p.dir})
 		if p.fd >= 0 {
 			keep = append(keep, p.fd)
 		}
@@ -277,11 +299,19 @@ func (m *Master) replaceImage(why string) error {
 		if ps.Control, err = rawFD(p.link.conn); err != nil {
 			return fmt.Errorf("prefork: upgrade: control socket of worker %d: %w", p.pid, err)
 		}
-		if ps.Stderr, err = rawFD(p.stderr); err != nil {
+		if ps.Stderr, err = p.stream.state(); err != nil {
 			return fmt.Errorf("prefork: upgrade: standard error of worker %d: %w", p.pid, err)
 		}
-		keep = append(keep, ps.Control, ps.Stderr)
+		keep = append(keep, ps.Control, ps.Stderr.FD)
 		s.Procs = append(s.Procs, ps)
+	}
+	for stray := range m.strays {
+		ss, err := stray.state()
+		if err != nil {
+			return fmt.Errorf("prefork: upgrade: standard error of a worker that is gone: %w", err)
+		}
+		keep = append(keep, ss.FD)
+		s.Streams = append(s.Streams, ss)
 	}
 	f, err := os.CreateTemp("", "prefork-*")
 	if err != nil {
@@ -303,7 +333,19 @@ func (m *Master) replaceImage(why string) error {
 		}
 		defer setCloseOnExec(fd, true)
 	}
-	err = syscall.Exec(m.path, os.Args, append(os.Environ(), masterEnv+"="+strconv.Itoa(int(f.Fd()))))
+	env := append(os.Environ(), masterEnv+"="+strconv.Itoa(int(f.Fd())))
+	if dir := startedAs.dir; dir != "" {
+		// As this one was started. Where there is no such directory any more, the
+		// next master can do without it as well as this one.
+		before, err := os.Getwd()
+		if os.Chdir(dir) == nil {
+			env = append(slices.DeleteFunc(env, func(e string) bool { return strings.HasPrefix(e, "PWD=") }), "PWD="+dir)
+		}
+		if err == nil {
+			defer os.Chdir(before)
+		}
+	}
+	err = syscall.Exec(m.path, os.Args, env)
 	return fmt.Errorf("prefork: upgrade: execute %s: %w", m.path, err)
 }
 
@@ -371,7 +413,10 @@ func (s *masterState) descriptors() []int {
 		}
 	}
 	for _, p := range s.Procs {
-		fds = append(fds, p.Control, p.Stderr)
+		fds = append(fds, p.Control, p.Stderr.FD)
+	}
+	for _, s := range s.Streams {
+		fds = append(fds, s.FD)
 	}
 	return fds
 }
@@ -414,13 +459,13 @@ func (s *masterState) dropRest() {
 func (m *Master) adopt(s *masterState) error {
 	now := time.Now()
 	for _, ps := range s.Programs {
-		m.programs[ps.Generation] = &program{fd: ps.FD, path: ps.Path}
+		m.programs[ps.Generation] = &program{fd: ps.FD, path: ps.Path, dir: ps.Dir}
 	}
 	m.log.Info("prefork: master replaced", "pid", os.Getpid(), "workers", len(s.Procs), "addr", m.addresses())
 	s.Fleet.Restarts = nil // who asked for them is gone
 	m.fleet.Adopt(now, s.Fleet)
 	for _, ps := range s.Procs {
-		p := &proc{id: ps.ID, seat: ps.Seat, generation: ps.Generation, out: &output{}, adopted: map[int]bool{}, ready: ps.Ready}
+		p := &proc{id: ps.ID, seat: ps.Seat, generation: ps.Generation, adopted: map[int]bool{}, ready: ps.Ready}
 		for _, seat := range ps.Adopted {
 			p.adopted[seat] = true
 		}
@@ -433,11 +478,20 @@ func (m *Master) adopt(s *masterState) error {
 			return err
 		}
 		link.split.rest = ps.Rest
-		if err := unix.SetNonblock(ps.Stderr, true); err != nil {
+		stream, err := ps.Stderr.open()
+		if err != nil {
 			return fmt.Errorf("prefork: standard error of worker %d: %w", ps.PID, err)
 		}
 		m.procs[p.id] = p
-		m.attach(p, &started{process: process, link: link, stderr: os.NewFile(uintptr(ps.Stderr), "stderr"), allRead: make(chan struct{})})
+		m.attach(p, &started{process: process, link: link, stream: stream})
+	}
+	for _, ss := range s.Streams {
+		stream, err := ss.open()
+		if err != nil {
+			return fmt.Errorf("prefork: standard error of a worker that is gone: %w", err)
+		}
+		m.strays[stream] = true
+		m.readStream(stream)
 	}
 	if m.opts.Workers != s.Workers {
 		if err := m.fleet.Scale(now, m.opts.Workers); err != nil {

@@ -1,13 +1,13 @@
 package prefork
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -248,8 +248,8 @@ func (w *Worker) leave(reason string) {
 	case told > fleet.LevelStop:
 		w.stop(fleet.LevelStop, false, reason)
 	default:
+		w.tell(frame{Type: frameLeaving, Reason: reason})
 		w.log.Info("prefork: told to stop, asking the master for a successor", "reason", reason)
-		w.tell(frame{Type: frameLeaving})
 		go func() {
 			t := time.NewTimer(leaveTimeout * 3 / 2)
 			defer t.Stop()
@@ -273,30 +273,15 @@ func (w *Worker) orphaned() {
 		return
 	default:
 	}
-	w.log.Warn("prefork: the master is gone, stopping")
 	w.stop(fleet.LevelStop, true, "the master is gone")
-	// It was the master who bounded the stop.
-	go func() {
-		t := time.NewTimer(w.opts.StopTimeout)
-		defer t.Stop()
-		select {
-		case <-t.C:
-			w.log.Error("prefork: not stopped in time, ending", "timeout", w.opts.StopTimeout)
-			os.Exit(1)
-		case <-w.ended:
-		}
-	}()
+	w.log.Warn("prefork: the master is gone, stopping")
 }
 
 // handle carries out what the master says.
 func (w *Worker) handle(f frame, adopt func(seat int, endpoint string)) error {
 	switch f.Type {
 	case frameStop:
-		reason := "the master says so"
-		if f.Final {
-			reason = "the master stops"
-		}
-		w.stop(f.Level, f.Final, reason)
+		w.stop(f.Level, f.Final, cmp.Or(f.Reason, "the master says so"))
 	case frameOrphans:
 		for _, fresh := range f.Fresh {
 			seat, endpoint, err := freshOf(fresh)

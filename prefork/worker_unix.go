@@ -6,12 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/seed-235859eb/usher/internal/reuseport"
 	"golang.org/x/sys/unix"
@@ -35,6 +38,19 @@ func isWorker() (workerSetup, bool, error) {
 	return setup, true, nil
 }
 
+// who says in a line of log whose it is.
+func (s workerSetup) who() []any {
+	return []any{"seat", s.Seat, "generation", s.Generation, "pid", os.Getpid()}
+}
+
+// setDefaultLogger is [slog.SetDefault] that leaves package log as it is.
+func setDefaultLogger(l *slog.Logger) {
+	out, flags := log.Writer(), log.Flags()
+	slog.SetDefault(l)
+	log.SetOutput(out)
+	log.SetFlags(flags)
+}
+
 // workerProcess is what a worker keeps besides the Worker.
 type workerProcess struct {
 	w       *Worker
@@ -51,11 +67,16 @@ func startWorker(ctx context.Context, opts Options, setup workerSetup) (*workerP
 	if setup.MaxProcs {
 		os.Unsetenv("GOMAXPROCS") // nor have they its share
 	}
+	opts.Logger = opts.Logger.With(setup.who()...)
+	setDefaultLogger(slog.Default().With(setup.who()...))
 	p := &workerProcess{
 		w:       newWorker(ctx, opts, setup.Seat, setup.Generation),
 		stderr:  setup.Stderr,
 		signals: make(chan os.Signal, 4),
 		done:    make(chan struct{}),
+	}
+	if setup.Program > 0 {
+		unix.Close(setup.Program)
 	}
 	for _, fd := range append([]int{setup.Control, setup.Stderr}, fdsOf(setup.Sockets)...) {
 		unix.CloseOnExec(fd)
@@ -136,12 +157,24 @@ func (p *workerProcess) listen() {
 			select {
 			case <-p.done:
 			default:
-				unix.Dup2(p.stderr, 2) // the master was at the other end
-				p.w.orphaned()
+				p.orphaned()
 			}
 			return
 		}
 	}
+}
+
+// orphaned has the worker stop, as its master is gone, and bounds the stop, as
+// that did. The process has to end by then, too: what main does after Run may
+// wait for ever, as a log line does if nobody reads standard error.
+func (p *workerProcess) orphaned() {
+	unix.Dup2(p.stderr, 2) // the master was at the other end
+	time.AfterFunc(p.w.opts.StopTimeout, func() {
+		p.w.log.Error("prefork: not stopped in time, ending", "timeout", p.w.opts.StopTimeout)
+		flush(p.w.log)
+		os.Exit(1)
+	})
+	p.w.orphaned()
 }
 
 // adopt accepts from the socket of a seat without a worker, too.

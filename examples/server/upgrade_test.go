@@ -194,7 +194,7 @@ func TestFleetStats(t *testing.T) {
 		t.Errorf("totals fell: %d to %d, %d to %d", s.Requests, after.Requests, s.Accepted, after.Accepted)
 	}
 	crashed := slices.IndexFunc(after.Seats, func(seat prefork.SeatStats) bool { return seat.Restarts == 1 })
-	if crashed < 0 || after.Seats[crashed].LastClass != prefork.Killed || !strings.Contains(after.Seats[crashed].LastExit, strconv.Itoa(pid)) {
+	if crashed < 0 || after.Seats[crashed].LastClass != prefork.ClassKilled || !strings.Contains(after.Seats[crashed].LastExit, strconv.Itoa(pid)) {
 		t.Errorf("the crash: %+v", after.Seats)
 	}
 

@@ -23,6 +23,10 @@ type StopWorker struct {
 	// fleet stops. If it is not set somebody else goes on with the socket. A
 	// worker that stops already is told again if it becomes final.
 	Final bool
+
+	// Why is what made it so, in a word or a few: "restart", "scale", or what
+	// [Fleet.Stop] or [Fleet.Leaving] was told.
+	Why string
 }
 
 // Dump asks a worker for a dump of its goroutines, which ends it: SIGQUIT. A

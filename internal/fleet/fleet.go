@@ -61,10 +61,12 @@ type Config struct {
 	CrashLimit  int
 	CrashWindow time.Duration
 
-	// BootTries is how many workers of one seat may fail to get ready as long as
-	// none of the fleet ever was: nobody waits for the service yet, but somebody
-	// for the news that it does not start. Zero means without limit.
-	BootTries int
+	// FirstBootTimeout is how long after the start workers that fail before they
+	// are ready are followed by others, as long as none of the fleet ever was
+	// ready: what the program needs may be late, but somebody waits for the news
+	// that it does not start. The last try is at that time. CrashLimit does not
+	// count these. Zero means without limit.
+	FirstBootTimeout time.Duration
 
 	// RestartTries is how many workers of a new generation must fail, before
 	// they are ready or in their probation, to abort the restart. Less than 1
@@ -142,14 +144,16 @@ type Fleet struct {
 	crashes   []time.Time // within the window
 	nCrashes  uint64
 	everReady bool
-	announce  bool // AllReady is due when all are
+	startedAt time.Time // begins anew in Late
+	announce  bool      // AllReady is due when all are
 	requests  uint64
 	accepted  uint64 // of those that are gone
 
-	level  Level // of the stop, 0 if there is none
-	told   Level // what all were told of it
-	giveUp *GiveUpError
-	short  []WorkerExit // since the stop: see StopError
+	level   Level  // of the stop, 0 if there is none
+	told    Level  // what all were told of it
+	stopWhy string // the reason for level
+	giveUp  *GiveUpError
+	short   []WorkerExit // since the stop: see StopError
 }
 
 // A seat is a socket and the processes that serve it: one, or more while one
@@ -222,7 +226,7 @@ func (f *Fleet) Start(now time.Time) {
 	if f.event(now); f.started {
 		return
 	}
-	f.started, f.announce = true, true
+	f.started, f.announce, f.startedAt = true, true, f.now
 	f.gen, f.lastGen = 1, 1
 	f.want = f.cfg.Seats
 	f.before = append(f.before, NewGeneration{f.gen})
@@ -291,10 +295,10 @@ func (f *Fleet) Beat(now time.Time, id ID, b Beat) {
 // Leaving says that a worker wants to leave, since somebody other than the
 // master told it to. It goes on serving. If the fleet stops, or begins to within
 // LeaveGrace, it is told so. Otherwise it is replaced, and told to stop when the
-// replacement serves or has failed, or after LeaveTimeout.
-func (f *Fleet) Leaving(now time.Time, id ID) {
+// replacement serves or has failed, or after LeaveTimeout. Why is told to it then.
+func (f *Fleet) Leaving(now time.Time, id ID, why string) {
 	if w := f.workers[id]; f.event(now) && w != nil && !w.Leaving {
-		w.Leaving, w.leftAt = true, f.now
+		w.Leaving, w.leftAt, w.LeaveWhy = true, f.now, why
 		f.reconcile()
 	}
 }
@@ -320,6 +324,7 @@ func (f *Fleet) Late(now time.Time) {
 	if !f.event(now) {
 		return
 	}
+	f.startedAt = f.now
 	for _, w := range f.workers {
 		w.bootAt, w.progressAt, w.probationAt, w.ladderAt = f.now, f.now, f.now, f.now
 		if !w.nowAt.IsZero() {
@@ -329,14 +334,17 @@ func (f *Fleet) Late(now time.Time) {
 	f.reconcile()
 }
 
-// Stop stops the whole fleet. A higher level later escalates.
-func (f *Fleet) Stop(now time.Time, level Level) {
+// Stop stops the whole fleet. A higher level later escalates. Why is told to the
+// workers.
+func (f *Fleet) Stop(now time.Time, level Level, why string) {
 	f.event(now)
 	if f.over {
 		return
 	}
 	f.started = true // if it was not it is over at once
-	f.level = min(max(f.level, level, LevelStop), LevelNow)
+	if level = min(max(level, LevelStop), LevelNow); level > f.level {
+		f.level, f.stopWhy = level, why
+	}
 	f.reconcile()
 }
 

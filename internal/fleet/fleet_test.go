@@ -32,7 +32,7 @@ func config(seats int) Config {
 		HealthyAfter:     time.Minute,
 		CrashLimit:       10,
 		CrashWindow:      time.Minute,
-		BootTries:        3,
+		FirstBootTimeout: 20 * time.Second,
 		RestartTries:     2,
 		MaxDraining:      2,
 	}
@@ -206,7 +206,7 @@ func TestBackoffIsWaived(t *testing.T) {
 func TestBackoffJitter(t *testing.T) {
 	cfg := config(1)
 	cfg.CrashWindow = 0 // no limit
-	cfg.BootTries = 0
+	cfg.FirstBootTimeout = 0
 	cfg.BackoffMax = 8 * time.Second
 	random := rand.New(rand.NewPCG(1, 2))
 	cfg.Rand = random.Float64
@@ -282,7 +282,9 @@ func TestBudgetOfHung(t *testing.T) {
 	)
 }
 
-func TestBootTries(t *testing.T) {
+// TestFirstBoot: what does not get ready at first is tried again, with growing
+// pauses, until the time is over.
+func TestFirstBoot(t *testing.T) {
 	s := newSim(t, config(2))
 	s.behave = func(a Spawn) behaviour {
 		if a.Seat == 1 {
@@ -293,14 +295,17 @@ func TestBootTries(t *testing.T) {
 	s.cfg.BootTimeout, s.f.cfg.BootTimeout = 0, 0
 	s.f.Start(s.now)
 	s.take()
-	s.run(5 * time.Second)
+	s.run(25 * time.Second)
 	s.want("spawn stop over",
 		"0s spawn #1 s0 g1",
 		"0s spawn #2 s1 g1",
 		"1s spawn #3 s1 g1",
 		"3s spawn #4 s1 g1",
-		"4s stop #1 1 final",
-		`5s over gave up: no worker was ever ready, and seat 1 has tried 3 times; the last: seat 1: worker 1004 of generation 1 ended before it was ready, after 1s: exit status 1: "no database"`,
+		"6s spawn #5 s1 g1",
+		"11s spawn #6 s1 g1",
+		"20s spawn #7 s1 g1",
+		"21s stop #1 1 final",
+		`22s over gave up: no worker was ready within 20s of the start, and seat 1 has tried 6 times; the last: seat 1: worker 1007 of generation 1 ended before it was ready, after 1s: exit status 1: "no database"`,
 	)
 
 	// With one that was ready, some time, it goes on.
@@ -811,7 +816,7 @@ func TestNonsense(t *testing.T) {
 		s.f.SpawnFailed(s.now, id, nil)
 		s.f.Ready(s.now, id)
 		s.f.Beat(s.now, id, Beat{})
-		s.f.Leaving(s.now, id)
+		s.f.Leaving(s.now, id, "SIGTERM")
 		s.f.Exited(s.now, id, Exit{})
 		s.f.Verdict(s.now, int(id), errors.New("no"))
 		s.f.Tick(s.now)
@@ -861,7 +866,7 @@ func TestNonsense(t *testing.T) {
 	s.run(time.Minute)
 	s.lines = nil
 	events(s, id)
-	s.f.Stop(s.now, LevelNow)
+	s.f.Stop(s.now, LevelNow, "test")
 	s.take()
 	s.want("")
 }

@@ -104,7 +104,7 @@ func (c *chaos) config() Config {
 	cfg.MaxSurge = c.random.IntN(4)
 	cfg.MaxDraining = c.random.IntN(3)
 	cfg.RestartTries = 1 + c.random.IntN(3)
-	cfg.BootTries = c.random.IntN(5)
+	cfg.FirstBootTimeout = time.Duration(c.random.IntN(5)) * 10 * time.Second
 	cfg.CrashLimit = 1000
 	if c.one(4) {
 		cfg.CrashLimit = 5 + c.random.IntN(20)
@@ -275,7 +275,7 @@ func (c *chaos) nonsense() {
 		c.f.Beat(c.now, id, Beat{Requests: 1 << 40})
 		c.f.Spawned(c.now, id, 7)
 		c.f.SpawnFailed(c.now, id, nil)
-		c.f.Leaving(c.now, id)
+		c.f.Leaving(c.now, id, "SIGTERM")
 		c.f.Verdict(c.now, c.random.IntN(3), errors.New("?"))
 		c.f.Tick(c.now.Add(-time.Minute))
 	})

@@ -122,9 +122,9 @@ func (f *Fleet) fill(s *seat) {
 		case w == best || best == nil && w.good():
 			good = true
 		case w.phase == starting, best != nil && w.phase == serving && !f.keeps(s, best):
-			f.tell(w, LevelStop, false)
+			f.tell(w, LevelStop, false, f.whyNot(w))
 		case w.phase == serving && w.leaveDue && (w.LeaveLost || f.dueAfter(w.leftAt, f.cfg.LeaveTimeout)):
-			f.tell(w, LevelStop, false)
+			f.tell(w, LevelStop, false, f.whyNot(w))
 		}
 	}
 	if !good && (f.due(s.backoff) || f.waived(s)) && !f.tooMany(s) {
@@ -145,7 +145,7 @@ func (f *Fleet) spawn(s *seat) {
 }
 
 // tell gives a worker an order to stop, unless it has got it before.
-func (f *Fleet) tell(w *worker, level Level, final bool) {
+func (f *Fleet) tell(w *worker, level Level, final bool, why string) {
 	if level == LevelNow && w.nowAt.IsZero() {
 		w.nowAt, f.changed = f.now, true
 	}
@@ -160,8 +160,24 @@ func (f *Fleet) tell(w *worker, level Level, final bool) {
 		}
 	}
 	w.Level, w.Final = max(w.Level, level), w.Final || final
-	f.after = append(f.after, StopWorker{w.ID, w.Level, w.Final})
+	f.after = append(f.after, StopWorker{w.ID, w.Level, w.Final, why})
 	f.changed = true
+}
+
+// whyNot says why a seat does not want one of its workers any more.
+func (f *Fleet) whyNot(w *worker) string {
+	switch {
+	case f.roll != nil && f.roll.back && w.Generation == f.roll.gen:
+		return "restart taken back"
+	case w.Generation != w.seat.target:
+		return "restart"
+	case w.Leaving:
+		return w.LeaveWhy
+	case w.Recycling:
+		return "recycle"
+	default:
+		return "another serves"
+	}
 }
 
 // endsAtOnce is how long a worker may take for LevelNow.
@@ -309,9 +325,10 @@ func (f *Fleet) fail(w *worker, x WorkerExit) {
 		return // somebody else serves there: nothing is lost but a try to replace that one
 	}
 	if !w.WasReady && !f.everReady {
-		if s.Boots++; s.Boots == f.cfg.BootTries {
-			f.quit(w, x, fmt.Sprintf("no worker was ever ready, and seat %d has tried %d times", s.index, s.Boots))
+		if d := f.cfg.FirstBootTimeout; d > 0 && !f.now.Before(f.startedAt.Add(d)) {
+			f.quit(w, x, fmt.Sprintf("no worker was ready within %v of the start, and seat %d has tried %d times", d, s.index, s.Failures))
 		}
+		return
 	}
 	if f.cfg.CrashWindow <= 0 {
 		return
@@ -341,6 +358,9 @@ func (f *Fleet) backOff(s *seat) {
 		d = min(d, float64(f.cfg.BackoffMax))
 	}
 	s.backoff = f.now.Add(time.Duration(min(f.jitter(d, 0.2), math.MaxInt64/4)))
+	if last := f.startedAt.Add(f.cfg.FirstBootTimeout); !f.everReady && last.After(f.now) && last.Before(s.backoff) {
+		s.backoff = last
+	}
 }
 
 // waived reports whether a seat need not wait for its backoff, which is for code
@@ -377,6 +397,9 @@ func (f *Fleet) ending() bool { return f.level > 0 || f.giveUp != nil }
 // stopAll tells all workers to stop, with each higher level again.
 func (f *Fleet) stopAll() {
 	f.level = max(f.level, LevelStop)
+	if f.giveUp != nil && f.stopWhy == "" {
+		f.stopWhy = "gave up"
+	}
 	if f.told == f.level {
 		return
 	}
@@ -388,7 +411,7 @@ func (f *Fleet) stopAll() {
 	f.told = f.level
 	for _, s := range f.seats {
 		for _, w := range s.workers {
-			f.tell(w, f.level, true)
+			f.tell(w, f.level, true, f.stopWhy)
 		}
 	}
 }

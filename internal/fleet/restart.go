@@ -310,7 +310,7 @@ func (f *Fleet) boundDraining() {
 	for _, s := range f.seats {
 		for _, w := range s.workers {
 			if i := slices.Index(gens, w.Generation); i >= 0 && i < len(gens)-f.cfg.MaxDraining && w.phase >= stopping {
-				f.tell(w, LevelNow, false)
+				f.tell(w, LevelNow, false, "too many generations drain")
 			}
 		}
 	}

@@ -71,7 +71,7 @@ func (f *Fleet) close(s *seat) bool {
 	others := slices.ContainsFunc(f.seats[:s.index], (*seat).serves)
 	for _, w := range s.workers {
 		if w.phase == starting || w.phase == serving && others && graceOver {
-			f.tell(w, LevelStop, false)
+			f.tell(w, LevelStop, false, "scale")
 		}
 	}
 	return false

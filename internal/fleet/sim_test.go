@@ -63,8 +63,9 @@ type sim struct {
 	procs   map[ID]*proc
 	order   []*proc // oldest first, none that is gone
 	lines   []string
-	quiet   bool // keeps no lines
-	mute    bool // nobody beats
+	whys    map[ID]string // of orders to stop
+	quiet   bool          // keeps no lines
+	mute    bool          // nobody beats
 
 	seats    int
 	shut     int // 1 + the seat, or 0
@@ -92,7 +93,7 @@ type simEvent struct {
 func newSim(t testing.TB, cfg Config) *sim {
 	s := &sim{
 		t: t, cfg: cfg, f: New(cfg), now: epoch, procs: map[ID]*proc{}, seats: cfg.Seats,
-		gens: map[int]string{}, asked: map[int]bool{}, results: map[int]error{},
+		gens: map[int]string{}, whys: map[ID]string{}, asked: map[int]bool{}, results: map[int]error{},
 		current: 1, failed: map[int]time.Time{},
 		behave: func(Spawn) behaviour { return behaviour{} },
 	}
@@ -168,7 +169,7 @@ func (s *sim) restart(ticket int) {
 
 func (s *sim) stop(l Level) {
 	s.stopped = true
-	s.f.Stop(s.now, l)
+	s.f.Stop(s.now, l, "test")
 	s.take()
 }
 
@@ -258,7 +259,7 @@ func (s *sim) leaves(p *proc) {
 		if !p.leaving {
 			p.leaving, p.leftAt = true, s.now
 		}
-		s.f.Leaving(s.now, p.ID)
+		s.f.Leaving(s.now, p.ID, "SIGTERM")
 	}
 }
 
@@ -382,6 +383,7 @@ func (s *sim) do(a Action) {
 		case slices.Contains(s.live.To, a.ID) && !a.Final:
 			s.fail(a, "still in Live")
 		}
+		s.whys[a.ID] = a.Why
 		serving, first := p.serves(), p.level == 0
 		p.level, p.final = a.Level, a.Final
 		if first {

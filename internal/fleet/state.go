@@ -122,7 +122,6 @@ type SeatState struct {
 	Failures   int           `json:"failures"` // in a row, for the backoff
 	BackoffFor time.Duration `json:"backoff_ns"`
 	Steady     bool          `json:"steady"`   // the last that failed had served for BackoffBase
-	Boots      int           `json:"boots"`    // failures to boot, see Config.BootTries
 	Restarts   uint64        `json:"restarts"` // failures of any kind
 	LastExit   *WorkerExit   `json:"last_exit"`
 	Workers    []WorkerState `json:"workers"`
@@ -147,6 +146,7 @@ type WorkerState struct {
 	Failed      bool          `json:"failed"` // has been counted
 	Forced      bool          `json:"forced"` // has been dumped or killed
 	Leaving     bool          `json:"leaving"`
+	LeaveWhy    string        `json:"leave_why"`
 	LeaveLost   bool          `json:"leave_lost"` // its replacement failed
 	Recycle     bool          `json:"recycle"`    // is to be replaced
 	Recycling   bool          `json:"recycling"`  // that has begun
@@ -225,7 +225,7 @@ func (f *Fleet) Adopt(now time.Time, s State) {
 	if f.event(now); f.started {
 		return
 	}
-	f.started, f.announce = true, true
+	f.started, f.announce, f.startedAt = true, true, f.now
 	f.gen, f.lastGen = s.Generation, max(s.LastGeneration, s.Generation)
 	f.lastID, f.everReady = s.LastID, s.EverReady
 	f.requests, f.accepted, f.nCrashes = s.Requests, s.Accepted, s.Crashes
