@@ -33,7 +33,7 @@ func (c control) Done() <-chan struct{} { return c.s.done }
 
 func (c control) Counters() supervised.Counters {
 	s := c.s
-	begun, inFlight := s.requests()
+	begun, inFlight := s.requestCounts()
 	n := supervised.Counters{Requests: begun, InFlight: int(inFlight), Newcomers: int(s.newcomers.Load())}
 	listeners, former := s.known()
 	n.Accepted = former.accepted

@@ -162,18 +162,21 @@ func (s *Server) retireDue(ctx context.Context, grace time.Duration) time.Durati
 		return next
 	}
 	pace := min(spread, grace/10/time.Duration(len(due)))
-	began := time.Now()
-	for i, c := range due {
-		if wait := time.Duration(i)*pace - time.Since(began); wait > 0 {
-			t := time.NewTimer(wait)
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for _, c := range due {
+		// Who has left meanwhile delays nobody.
+		for waiting := true; waiting && !c.State().Closed(); {
 			select {
 			case <-t.C:
+				c.Retire()
+				t.Reset(pace)
+				waiting = false
+			case <-s.wake:
 			case <-ctx.Done():
-				t.Stop()
 				return next
 			}
 		}
-		c.Retire()
 	}
 	return min(next, spread)
 }

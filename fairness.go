@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"math"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/asynclog"
 	"github.com/seed-235859eb/usher/internal/limit"
 )
 
@@ -121,6 +123,7 @@ type Limiter struct {
 	opts   FairnessOptions
 	core   *limit.Limiter
 	exempt atomic.Uint64
+	full   fullLog
 }
 
 // NewLimiter returns a Limiter, to be used with its Handler method in any
@@ -133,12 +136,12 @@ func NewLimiter(opts FairnessOptions) (*Limiter, error) {
 	if err := opts.validate("FairnessOptions."); err != nil {
 		return nil, err
 	}
-	return newLimiter(opts, false), nil
+	return newLimiter(opts, false, slog.New(asynclog.NewHandler(slog.Default().Handler()))), nil
 }
 
-func newLimiter(opts FairnessOptions, outermost bool) *Limiter {
+func newLimiter(opts FairnessOptions, outermost bool, log *slog.Logger) *Limiter {
 	opts.Status = cmp.Or(opts.Status, http.StatusServiceUnavailable)
-	return &Limiter{opts: opts, core: limit.New(limit.Options{
+	return &Limiter{opts: opts, full: fullLog{log: log}, core: limit.New(limit.Options{
 		Slots:     cmp.Or(opts.Slots, limit.Unlimited),
 		MaxInline: max(opts.MaxInline, 1),
 		MaxQueue:  cmp.Or(opts.MaxQueue, min(max(minMaxQueue, maxQueuePerSlot*opts.Slots), math.MaxInt32)),
@@ -184,6 +187,9 @@ func (l *Limiter) Handler(next http.Handler) http.Handler {
 
 // turnAway answers a request that was not served.
 func (l *Limiter) turnAway(w http.ResponseWriter, r *http.Request, v limit.Verdict) {
+	if v == limit.Full || v == limit.Expired {
+		l.full.note()
+	}
 	h := w.Header()
 	status, text := l.opts.Status, "too many requests are waiting"
 	switch v {

@@ -163,6 +163,28 @@ func (l *Listener) shutGate(ctx context.Context) {
 	l.socket.Empty(l.logged(l.shutSocket(ctx)))
 }
 
+// expects returns the guarantee that a drain will come to if the kernel has the
+// means.
+func (l *Listener) expects() Guarantee {
+	if below := l.under(); below != nil {
+		return below.expects()
+	}
+	if _, ok := l.inner.(supervised.Listener); ok {
+		return bestGuarantee
+	}
+	if _, err := l.socket.SyscallConn(); err != nil {
+		return GuaranteeNone
+	}
+	switch l.inner.(type) {
+	case ownListener, *net.UnixListener:
+		return bestGuarantee
+	}
+	if l.opts.Exclusive {
+		return bestGuarantee
+	}
+	return min(bestGuarantee, GuaranteeQueue)
+}
+
 // logged says so if new handshakes are not stopped, or not well.
 func (l *Listener) logged(r gate.Result) gate.Result {
 	switch {

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/asynclog"
 	"github.com/seed-235859eb/usher/internal/gate"
 	"github.com/seed-235859eb/usher/internal/maxconns"
 	"github.com/seed-235859eb/usher/internal/nethttp"
@@ -222,7 +223,7 @@ func NewListener(l net.Listener, opts ListenerOptions) (*Listener, error) {
 	if err := opts.validate("ListenerOptions."); err != nil {
 		return nil, err
 	}
-	return newListener(l, opts, slog.Default()), nil
+	return newListener(l, opts, slog.New(asynclog.NewHandler(slog.Default().Handler()))), nil
 }
 
 func newListener(inner net.Listener, opts ListenerOptions, log *slog.Logger) *Listener {

@@ -37,6 +37,8 @@ func (s *Server) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.begun.Add(1)
 		defer s.ended.Add(1)
+		e, r := s.requests.begin(r)
+		defer s.requests.end(e)
 		inner.ServeHTTP(w, r)
 	})
 }

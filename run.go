@@ -15,8 +15,8 @@ import (
 // Run listens, serves, and stops on SIGTERM, on SIGINT, or when ctx ends. It
 // returns what [Server.Shutdown] does: nil if nothing was lost, also when the
 // stop began before Run did. It listens on the http.Server's Addr, or serves
-// the given listeners, and speaks TLS if the http.Server's TLSConfig has a
-// certificate. If one listener fails, Run stops the others and returns its
+// the given listeners, and speaks TLS if the http.Server has a TLSConfig, which
+// must have a certificate then. If one listener fails, Run stops the others and returns its
 // error too.
 //
 // SIGINT, which mostly comes from a person at a terminal, skips Delay and
@@ -25,21 +25,34 @@ import (
 // counts once. Signals are caught only while Run runs, and not at all on
 // the listeners of package prefork, which says itself when to stop.
 func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
+	if slices.ContainsFunc(listeners, isSupervised) {
+		return s.run(ctx, nil, listeners)
+	}
+	signals := make(chan os.Signal, 3)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+	return s.run(ctx, signals, listeners)
+}
+
+// RunUntil is [Server.Run] without signals, for programs that have their own: it
+// stops when ctx ends, with Delay and IdleGrace, or when Shutdown is called.
+func (s *Server) RunUntil(ctx context.Context, listeners ...net.Listener) error {
+	return s.run(ctx, nil, listeners)
+}
+
+func (s *Server) run(ctx context.Context, signals <-chan os.Signal, listeners []net.Listener) error {
 	s.mu.Lock()
 	err := s.err
 	s.mu.Unlock()
+	if err == nil && s.http.TLSConfig != nil && !s.hasCertificate() {
+		err = errors.New("usher: Run: TLSConfig has neither Certificates nor GetCertificate nor GetConfigForClient; set one, use ListenAndServeTLS with files, or leave TLSConfig nil to serve without TLS")
+	}
 	if err != nil {
 		for _, l := range listeners {
 			l.Close()
 		}
 		return err
 	}
-	signals := make(chan os.Signal, 3)
-	if !slices.ContainsFunc(listeners, isSupervised) {
-		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-		defer signal.Stop(signals)
-	}
-
 	secure := s.hasCertificate() // net/http changes TLSConfig when it serves
 	if len(listeners) == 0 {
 		addr := ":http"
@@ -67,7 +80,7 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	}
 
 	var failed []error
-	heard := signalsHeard{s: s}
+	heard := signalsHeard{stopper: s}
 	over := ctx.Done()
 	for left := len(listeners); left > 0; {
 		select {
@@ -98,9 +111,18 @@ func (s *Server) wait() error {
 // signalBurst is how far apart two SIGTERM are at least that count as two.
 const signalBurst = time.Second
 
+// A stopper is what signals act on.
+type stopper interface {
+	begin(cause stopCause) bool // begins the stop, unless it has
+	cutLameDuck(why string)
+	endNow(why string)
+}
+
+func (s *Server) begin(cause stopCause) bool { return s.beginStop(context.Background(), cause) }
+
 // signalsHeard says what the signals mean that Run has received.
 type signalsHeard struct {
-	s          *Server
+	stopper    stopper
 	count      int
 	terminated time.Time // when SIGTERM was last counted
 }
@@ -117,12 +139,12 @@ func (h *signalsHeard) hear(sig os.Signal) {
 	h.count++
 	switch h.count {
 	case 1:
-		if !h.s.beginStop(context.Background(), stopCause{reason: sig.String(), quick: sig == os.Interrupt}) {
-			h.s.cutLameDuck(sig.String())
+		if !h.stopper.begin(stopCause{reason: sig.String(), quick: sig == os.Interrupt}) {
+			h.stopper.cutLameDuck(sig.String())
 		}
 	case 2:
-		h.s.cutLameDuck(sig.String())
+		h.stopper.cutLameDuck(sig.String())
 	case 3:
-		h.s.endNow(sig.String())
+		h.stopper.endNow(sig.String())
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/asynclog"
 	"github.com/seed-235859eb/usher/internal/supervised"
 	"github.com/seed-235859eb/usher/internal/track"
 )
@@ -24,8 +25,10 @@ type Options struct {
 	Fairness FairnessOptions
 	Shutdown ShutdownOptions
 
-	// Logger gets a line when a stop begins and one when it has ended, and
-	// warnings. Nil means [slog.Default].
+	// Logger gets a line when the server begins to serve, when a stop begins,
+	// while it waits, and when it has ended, and warnings. Nothing waits for it:
+	// lines that it does not take in time are dropped and counted, but a stop
+	// gives its last lines a tenth of a second. Nil means [slog.Default].
 	Logger *slog.Logger
 }
 
@@ -61,6 +64,7 @@ func (o Options) withDefaults() Options {
 type Server struct {
 	http    *http.Server
 	opts    Options
+	logging *asynclog.Handler // of log
 	log     *slog.Logger
 	valid   bool          // Wrap has found no fault
 	limiter *Limiter      // nil without Options.Fairness.Slots
@@ -70,9 +74,10 @@ type Server struct {
 	phase     atomic.Int32
 	begun     atomic.Uint64 // requests
 	ended     atomic.Uint64 // of those
-	aborted   atomic.Int64  // HTTP/1 responses that were cut though their handlers had returned
-	newcomers atomic.Int32  // connections that wait for a place among MaxConns
-	endsHTTP  atomic.Bool   // the stop has called, or is about to, Shutdown or Close of http
+	requests  requestTable
+	aborted   atomic.Int64 // HTTP/1 responses that were cut though their handlers had returned
+	newcomers atomic.Int32 // connections that wait for a place among MaxConns
+	endsHTTP  atomic.Bool  // the stop has called, or is about to, Shutdown or Close of http
 
 	draining chan struct{} // closed when the drain begins
 	wake     chan struct{} // has an element when the stop should look again
@@ -114,7 +119,7 @@ func Wrap(srv *http.Server, opts Options) *Server {
 	s := &Server{
 		http:       srv,
 		opts:       opts,
-		log:        cmp.Or(opts.Logger, slog.Default()),
+		logging:    asynclog.NewHandler(cmp.Or(opts.Logger, slog.Default()).Handler()),
 		draining:   make(chan struct{}),
 		wake:       make(chan struct{}, 1),
 		hurry:      make(chan struct{}),
@@ -122,6 +127,7 @@ func Wrap(srv *http.Server, opts Options) *Server {
 		done:       make(chan struct{}),
 		phaseSince: time.Now(),
 	}
+	s.log = slog.New(s.logging)
 	s.opaque = track.NewOpaque(opaqueOwner{s})
 	if srv == nil {
 		s.err = errors.New("usher: Wrap: the http.Server is nil")
@@ -132,7 +138,7 @@ func Wrap(srv *http.Server, opts Options) *Server {
 	}
 	s.opts = opts.withDefaults()
 	if opts.Fairness.Slots > 0 {
-		s.limiter = newLimiter(opts.Fairness, true)
+		s.limiter = newLimiter(opts.Fairness, true, s.log)
 	}
 	s.valid = true
 	// Who serves srv itself, or stops it, is seen by these.
@@ -215,6 +221,8 @@ func (s *Server) serve(l net.Listener, run func(net.Listener) error) error {
 		return err
 	}
 	s.chain()
+	s.log.Info("usher: serving", "addr", ours.Addr().String(), "tls", ours.under() != nil || s.http.TLSConfig != nil,
+		"slots", s.opts.Fairness.Slots, "max_conns", ours.opts.MaxConns, "guarantee", ours.expects().String())
 	if sv, ok := ours.inner.(supervised.Listener); ok {
 		sv.Served(control{s})
 	}
@@ -308,12 +316,30 @@ type serverKey struct{}
 //	case <-r.Context().Done():
 //		return
 //	}
+//
+// Give it the request's own context. A *gin.Context does not hand on values by
+// default: pass c.Request.Context(). [Server.Draining] needs no context.
 func Draining(ctx context.Context) <-chan struct{} {
+	if draining, ok := ctx.Value(drainingKey{}).(<-chan struct{}); ok {
+		return draining
+	}
 	if s, ok := ctx.Value(serverKey{}).(*Server); ok {
 		return s.draining
 	}
 	return nil
 }
+
+type drainingKey struct{}
+
+// WithDraining returns a context for which [Draining] returns the given channel:
+// for tests of handlers without a server, and for servers that usher does not
+// wrap.
+func WithDraining(ctx context.Context, draining <-chan struct{}) context.Context {
+	return context.WithValue(ctx, drainingKey{}, draining)
+}
+
+// Draining returns the channel that [Draining] returns for the requests of s.
+func (s *Server) Draining() <-chan struct{} { return s.draining }
 
 // Limiter returns the limiter that Options.Fairness describe, or nil if they set
 // no Slots.

@@ -31,6 +31,15 @@ type ShutdownOptions struct {
 	// GracePeriod, is an error.
 	IdleGrace time.Duration
 
+	// StreamGrace is how long, from the drain's beginning, a hijacked connection
+	// (a WebSocket) or a stream of server-sent events may go on. Their handlers
+	// learn from [Draining] that it is time; what goes on is closed, one after
+	// the other, in the last fifth of StreamGrace: a hijacked connection at once,
+	// a stream by the end of its request's context, whose cause is
+	// [ErrShuttingDown]. Zero means GracePeriod. A negative value, or one above
+	// GracePeriod, is an error.
+	StreamGrace time.Duration
+
 	// GracePeriod is how long a stop may take in all. What has not ended by
 	// then is cut; hooks get a tenth more. Zero means 25 s, as Heroku and
 	// Kubernetes kill after 30 s. A negative value is an error.
@@ -46,13 +55,17 @@ func (o ShutdownOptions) validate() error {
 	for _, f := range []struct {
 		name  string
 		value time.Duration
-	}{{"Delay", o.Delay}, {"IdleGrace", o.IdleGrace}, {"GracePeriod", o.GracePeriod}} {
+	}{{"Delay", o.Delay}, {"IdleGrace", o.IdleGrace}, {"StreamGrace", o.StreamGrace}, {"GracePeriod", o.GracePeriod}} {
 		if f.value < 0 {
 			return fmt.Errorf("usher: Options.Shutdown.%s is %v, must not be negative", f.name, f.value)
 		}
 	}
-	if d := o.withDefaults(); d.IdleGrace >= d.GracePeriod {
+	d := o.withDefaults()
+	if d.IdleGrace >= d.GracePeriod {
 		return fmt.Errorf("usher: Options.Shutdown.IdleGrace is %v, must be less than GracePeriod, which is %v", d.IdleGrace, d.GracePeriod)
+	}
+	if d.StreamGrace > d.GracePeriod {
+		return fmt.Errorf("usher: Options.Shutdown.StreamGrace is %v, must not be above GracePeriod, which is %v", d.StreamGrace, d.GracePeriod)
 	}
 	return nil
 }

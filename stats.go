@@ -99,6 +99,10 @@ type Report struct {
 	Hijacked int `json:"hijacked"` // closed by the handler that had taken them over
 	Cut      int `json:"cut"`      // still there when time was up
 
+	// CutRequests names requests that were in flight when time was up, those in
+	// flight longest first: method, path and age. It is bounded.
+	CutRequests []string `json:"cut_requests,omitempty"`
+
 	// StillOpen is what is left of a stop that goes on: it is zero once the stop
 	// has ended.
 	StillOpen int `json:"still_open"`
@@ -133,8 +137,8 @@ func (s *Server) countFates() Report {
 	return r
 }
 
-// requests returns how many have begun, and how many of those have not ended.
-func (s *Server) requests() (begun uint64, inFlight int64) {
+// requestCounts returns how many requests have begun, and how many of those have not ended.
+func (s *Server) requestCounts() (begun uint64, inFlight int64) {
 	ended := s.ended.Load() // first, so that the difference is not negative
 	begun = s.begun.Load()
 	return begun, int64(begun - ended)
@@ -154,7 +158,7 @@ func (s *Server) Stats() Stats {
 	s.mu.Unlock()
 	listeners, former := s.known()
 	st.Accepted, st.IdleEvicted = former.accepted, former.evicted
-	st.Requests, st.InFlight = s.requests()
+	st.Requests, st.InFlight = s.requestCounts()
 	if s.limiter != nil {
 		f := s.limiter.Stats()
 		st.Fairness = &f

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/gate"
@@ -48,22 +49,21 @@ func (s *Server) beginStop(ctx context.Context, cause stopCause) bool {
 
 // cutLameDuck ends the lame duck.
 func (s *Server) cutLameDuck(why string) {
-	s.log.Info("usher: second signal: no more delay; a third ends everything at once", "signal", why, "phase", s.Phase().String())
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.hurried {
-		return
+	if !s.hurried {
+		s.hurried = true
+		close(s.hurry)
 	}
-	s.hurried = true
-	close(s.hurry)
+	s.mu.Unlock()
+	s.log.Info("usher: second signal: no more delay; a third ends everything at once", "signal", why, "phase", s.Phase().String())
 }
 
 // endNow has the stop cut what is left.
 func (s *Server) endNow(why string) {
-	s.log.Warn("usher: signal ends everything at once", "signal", why)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.end(errEndNow)
+	s.mu.Unlock()
+	s.log.Warn("usher: signal ends everything at once", "signal", why)
 }
 
 // end closes s.now. Its caller holds s.mu.
@@ -113,10 +113,15 @@ func (s *Server) stop(parent context.Context, cause stopCause) {
 		}
 	}()
 	s.log.Info("usher: stopping", "reason", cause.reason, "grace", grace)
+	// What goes on beside the phases, until they are through.
+	beside, enough := context.WithCancel(context.Background())
+	var others sync.WaitGroup
+	others.Go(func() { s.sayWhileWaiting(beside) })
 
 	s.lameDuck(ctx)
 	s.enterPhase(PhaseGate)
 	s.beginDrain()
+	others.Go(func() { s.endStreams(beside) })
 	closed := make(chan drainResult, 1)
 	go func() { closed <- s.closeListeners(ctx, cause) }()
 	gate := s.drain(ctx, cause, closed)
@@ -126,14 +131,22 @@ func (s *Server) stop(parent context.Context, cause stopCause) {
 	}
 	reached := s.Phase()
 	var failed error
+	var inFlight []string
 	if reached < PhaseFinish || !s.empty(cause) {
 		failed = context.Cause(ctx)
 		s.enterPhase(PhaseHard)
+		inFlight = s.requests.oldest(maxCutNamed)
+		s.log.Warn("usher: time is up: what is left is cut", s.waitingFor()...)
 		s.cutAll(parent, grace, cause)
 	}
 	failed = errors.Join(failed, s.runHooks(latest(began.Add(grace), time.Now().Add(grace/10))))
-	s.conclude(began, cause, gate, reached, failed)
+	enough()
+	others.Wait()
+	s.conclude(began, cause, gate, inFlight, reached, failed)
 }
+
+// maxCutNamed is how many requests a report names.
+const maxCutNamed = 20
 
 func latest(a, b time.Time) time.Time {
 	if a.After(b) {
@@ -340,12 +353,16 @@ func (s *Server) waitEmpty(ctx context.Context, d time.Duration, cause stopCause
 	}
 }
 
+// lastWords is how long a stop waits for a log that nobody reads.
+const lastWords = 100 * time.Millisecond
+
 // conclude writes the report.
-func (s *Server) conclude(began time.Time, cause stopCause, drained drainResult, reached Phase, failed error) {
+func (s *Server) conclude(began time.Time, cause stopCause, drained drainResult, inFlight []string, reached Phase, failed error) {
 	report := s.countFates()
 	// Their Close hangs, or their Accept has not returned them yet.
 	report.Cut, report.StillOpen = report.Cut+report.StillOpen, 0
 	report.Reason = cause.reason
+	report.CutRequests = inFlight
 	report.Took = time.Since(began)
 	report.Guarantee, report.Gate, report.GateReason = drained.guarantee(), Gate(drained.Mechanism), drained.Reason
 
@@ -362,12 +379,16 @@ func (s *Server) conclude(began time.Time, cause stopCause, drained drainResult,
 	case failed != nil:
 		result = &ShutdownError{Phase: reached, Report: report, Err: failed}
 	}
+	if s.limiter != nil {
+		s.limiter.full.end()
+	}
 	args := report.logArgs()
-	if result != nil || report.Guarantee == GuaranteeNone {
+	if result != nil || report.Guarantee < bestGuarantee {
 		s.log.Warn("usher: stopped", append(args, "phase", reached.String(), "error", result)...)
 	} else {
 		s.log.Info("usher: stopped", args...)
 	}
+	s.logging.Flush(lastWords)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.result = result

@@ -1,0 +1,4 @@
+package usher
+
+// bestGuarantee is what a listener from [Listen] gets here.
+const bestGuarantee = GuaranteeAll

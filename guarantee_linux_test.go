@@ -1,3 +1,0 @@
-package usher
-
-const bestGuarantee = GuaranteeAll

@@ -1,0 +1,6 @@
+//go:build !unix
+
+package usher
+
+// bestGuarantee is what a listener from [Listen] gets here.
+const bestGuarantee = GuaranteeNone

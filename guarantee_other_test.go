@@ -1,5 +1,0 @@
-//go:build !linux
-
-package usher
-
-const bestGuarantee = GuaranteeQueue

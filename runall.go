@@ -1,0 +1,99 @@
+package usher
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+)
+
+// RunAll runs several servers in one program, and stops them one after the
+// other in the order given: one that has stopped is gone before the next one's
+// stop begins. Give an internal server, with metrics and readiness, last, and
+// it answers until the others have drained:
+//
+//	err := usher.RunAll(ctx, public, internal)
+//
+// Each server listens on its http.Server's Addr, as in [Server.Run]. The signals
+// and ctx mean what they mean there, for all servers together: a second signal
+// cuts the lame duck of each short, a third ends all at once. If one server
+// fails, the others are stopped. RunAll returns the errors of all, joined, when
+// every one has stopped; without servers it returns nil at once.
+func RunAll(ctx context.Context, servers ...*Server) error {
+	signals := make(chan os.Signal, 3)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
+
+	results := make([]error, len(servers))
+	ended := make(chan struct{}, len(servers))
+	var running sync.WaitGroup
+	for i, s := range servers {
+		running.Go(func() {
+			// Their stops are begun below, one by one.
+			results[i] = s.RunUntil(context.WithoutCancel(ctx))
+			ended <- struct{}{}
+		})
+	}
+
+	group := stopGroup{servers: servers, done: make(chan struct{})}
+	heard := signalsHeard{stopper: &group}
+	over := ctx.Done()
+	for left := len(servers); left > 0; {
+		select {
+		case <-ended:
+			left--
+			group.begin(stopCause{reason: "a server ended"})
+		case <-over:
+			over = nil
+			group.begin(stopCause{reason: context.Cause(ctx).Error()})
+		case sig := <-signals:
+			heard.hear(sig)
+		}
+	}
+	running.Wait()
+	group.wait()
+	return errors.Join(results...)
+}
+
+// A stopGroup stops servers one after the other.
+type stopGroup struct {
+	servers []*Server
+	begun   bool
+	done    chan struct{} // closed when the last one's stop has begun
+}
+
+// begin begins the stop of all, once, and reports whether it did.
+func (g *stopGroup) begin(cause stopCause) bool {
+	if g.begun {
+		return false
+	}
+	g.begun = true
+	go func() {
+		defer close(g.done)
+		for _, s := range g.servers {
+			s.beginStop(context.Background(), cause)
+			<-s.done
+		}
+	}()
+	return true
+}
+
+func (g *stopGroup) wait() {
+	if g.begun {
+		<-g.done
+	}
+}
+
+func (g *stopGroup) cutLameDuck(why string) {
+	for _, s := range g.servers {
+		s.cutLameDuck(why)
+	}
+}
+
+func (g *stopGroup) endNow(why string) {
+	for _, s := range g.servers {
+		s.endNow(why)
+	}
+}

@@ -1,0 +1,60 @@
+package usher
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/seed-235859eb/usher/internal/track"
+)
+
+// isEventStream reports whether r asks for server-sent events, as each
+// EventSource does.
+func isEventStream(r *http.Request) bool {
+	for _, accept := range r.Header["Accept"] {
+		if strings.Contains(accept, "text/event-stream") {
+			return true
+		}
+	}
+	return false
+}
+
+// endStreams closes hijacked connections and ends event streams when StreamGrace
+// is over, so that those do not hold a stop for all of GracePeriod whose handlers
+// do not know [Draining]. It spreads that over the last fifth of StreamGrace,
+// so that their clients do not all come back in the same moment. It returns when
+// it is done or ctx ends.
+func (s *Server) endStreams(ctx context.Context) {
+	grace := s.opts.Shutdown.StreamGrace
+	if grace == 0 {
+		return
+	}
+	t := time.NewTimer(grace * 4 / 5)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+		return
+	}
+	ends := s.requests.streams()
+	for _, set := range s.sets() {
+		set.Each(func(c *track.Conn, st track.State) {
+			if st.Reported() == http.StateHijacked {
+				ends = append(ends, func() { c.Close() })
+			}
+		})
+	}
+	for i, end := range ends {
+		end()
+		if i == len(ends)-1 {
+			return
+		}
+		t.Reset(grace / 5 / time.Duration(len(ends)))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
