@@ -284,7 +284,7 @@ func rollsPage(ctx context.Context, all []*roller, do rolling) *report.Page {
 			"The configurations are those in deploy/, but for what the tables say. "+
 			"Times are of answers: of those that came while a backend was restarted, and of those in between, in the same run.",
 			times(do.times), seconds(do.calm), do.clients),
-		Versions: report.Versions(ctx),
+		Versions: report.Versions(ctx, "golang.org/x/net"),
 	}
 	all, out := leaveOut(all, func(r *roller) (string, string) { return r.name + ", " + r.what, r.missing })
 	page.Lead += out
