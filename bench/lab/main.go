@@ -40,6 +40,7 @@ var experiments = []experiment{
 	{"starvation", "ten keep-alive connections on five slots, and an HTTP/2 flood", runStarvation},
 	{"stale-code", "workers restart under load: who still answers with the old code?", runStaleCode},
 	{"crash", "a worker, then the master, is killed under load", runCrash},
+	{"rolls", "backends are restarted one by one behind nginx, HAProxy and Caddy", runRolls},
 	{"overload", "an open loop of half to ten times capacity", runOverload},
 	{"limiter", "no incident: what a limiter costs, beside its peers", runLimiter},
 }

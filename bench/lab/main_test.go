@@ -25,7 +25,7 @@ func TestParse(t *testing.T) {
 	for _, test := range []struct{ args, names, err string }{
 		{"h13", "h13", ""},
 		{"-short starvation -out /tmp/x crash -stops 3", "starvation crash", ""},
-		{"all", "h13 starvation stale-code crash overload limiter", ""},
+		{"all", "h13 starvation stale-code crash rolls overload limiter", ""},
 		{"results", "", ""},
 		{"", "", "which experiment"},
 		{"-short", "", "which experiment"},

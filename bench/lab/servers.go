@@ -18,6 +18,7 @@ import (
 // examples/server.
 type workshop struct {
 	dir      string
+	checkout string // of this project
 	server   string // of examples/server
 	self     string // this program, which is also some servers
 	prefork  error  // why examples/server has no workers
@@ -39,6 +40,9 @@ func openWorkshop(ctx context.Context) (*workshop, error) {
 		return nil, err
 	}
 	w := &workshop{dir: dir, self: self}
+	if w.checkout, err = process.Checkout(ctx); err != nil {
+		return nil, errors.Join(err, w.close())
+	}
 	if w.server, err = process.BuildServer(ctx, dir, ""); err != nil {
 		return nil, errors.Join(err, w.close())
 	}

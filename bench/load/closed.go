@@ -14,8 +14,9 @@ import (
 type Closed struct {
 	Server
 	Clients int
-	Mode    Mode // HTTP/1 only
-	Streams int  // HTTP/2: that a client has open at a time; 1 if zero
+	Mode    Mode   // HTTP/1 only
+	Body    string // sent with POST if not empty; HTTP/1 only
+	Streams int    // HTTP/2: that a client has open at a time; 1 if zero
 
 	Duration time.Duration // after which no client begins another request
 	Requests int           // of all clients together; 0 for no bound
@@ -39,7 +40,11 @@ func (c Closed) Run(ctx context.Context) (*Result, error) {
 	if n := c.Clients * c.Streams; n < 1 || n > maxClients {
 		return nil, fmt.Errorf("load: Clients is %d: must be 1 to %d", n, maxClients)
 	}
+	if c.HTTP2 && c.Body != "" {
+		return nil, fmt.Errorf("load: Body is %q: HTTP/2 requests have none", c.Body)
+	}
 	cfg := c.traffic()
+	cfg.Body = c.Body
 	cfg.Clients, cfg.Mode, cfg.Requests, cfg.Timeout, cfg.GoOn = c.Clients, c.Mode, c.Requests, c.Timeout, c.GoOn
 	if err := cfg.Check(); err != nil {
 		return nil, err

@@ -176,6 +176,33 @@ func TestClosedStopsAtLoss(t *testing.T) {
 	}
 }
 
+// TestBody: requests with a body are POST, and the connection is used on.
+func TestBody(t *testing.T) {
+	const body = "some text"
+	var posts, conns atomic.Int64
+	addr := serve(t, func(c net.Conn) {
+		conns.Add(1)
+		for r := bufio.NewReader(c); ; {
+			req, err := http.ReadRequest(r)
+			if err != nil {
+				return
+			}
+			if got, _ := io.ReadAll(req.Body); req.Method == http.MethodPost && string(got) == body {
+				posts.Add(1)
+			}
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		}
+	})
+	r, err := Closed{Server: Server{Addr: addr}, Clients: 2, Mode: KeepAlive, Body: body, Duration: long, Requests: 20}.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, r, map[Outcome]int{Answered: 20})
+	if posts.Load() != 20 || conns.Load() > 2 {
+		t.Errorf("%d requests with the body, on %d connections", posts.Load(), conns.Load())
+	}
+}
+
 // TestStall stalls a server once. Of its waiting a closed loop sees as many
 // requests as it has clients; an open loop sees all that came meanwhile.
 func TestStall(t *testing.T) {
@@ -389,6 +416,7 @@ func TestBounds(t *testing.T) {
 		"bad timeout":         {Open{Server: here, Rate: 1, Duration: 1, Timeout: -1}, "Timeout"},
 		"nobody":              {Closed{Server: here, Duration: 1}, "Clients"},
 		"too many":            {Closed{Server: here, Clients: 1000, Streams: 1000, Duration: 1}, "Clients"},
+		"a body over h2":      {Closed{Server: Server{Addr: "127.0.0.1:1", HTTP2: true}, Clients: 1, Body: "b", Duration: 1}, "Body"},
 		"no rate":             {Open{Server: here, Duration: 1}, "Rate"},
 		"too much":            {Open{Server: here, Rate: 1e9, Duration: 1}, "Rate"},
 		"too many waiting":    {Open{Server: here, Rate: 1, Duration: 1, MaxWaiting: 1e6}, "MaxWaiting"},

@@ -256,14 +256,23 @@ func isClosed(c <-chan struct{}) bool {
 
 const rootModule = "github.com/seed-235859eb/usher"
 
-// BuildServer builds examples/server of the checkout that this module replaces
-// the root module with, and returns the program's name, which is in dir. What
-// it is to send as X-Build may be empty. The working directory must be below
-// bench.
-func BuildServer(ctx context.Context, dir, xBuild string) (program string, err error) {
+// Checkout returns the folder that this module replaces the root module with.
+// The working directory must be below bench.
+func Checkout(ctx context.Context) (dir string, err error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", rootModule).Output()
 	if err != nil {
 		return "", fmt.Errorf("find %s, to be run below bench: go list: %w", rootModule, err)
+	}
+	return strings.TrimSpace(string(out)), nil
+}
+
+// BuildServer builds examples/server of the [Checkout], and returns the
+// program's name, which is in dir. What it is to send as X-Build may be empty.
+// The working directory must be below bench.
+func BuildServer(ctx context.Context, dir, xBuild string) (program string, err error) {
+	checkout, err := Checkout(ctx)
+	if err != nil {
+		return "", err
 	}
 	program, err = filepath.Abs(filepath.Join(dir, "server"+xBuild))
 	if err != nil {
@@ -274,7 +283,7 @@ func BuildServer(ctx context.Context, dir, xBuild string) (program string, err e
 		args = append(args, "-ldflags", "-X main.build="+xBuild)
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, "./examples/server")...)
-	cmd.Dir = strings.TrimSpace(string(out))
+	cmd.Dir = checkout
 	// It tries to clean up when it is interrupted, and leaves the rest in dir.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = StopPatience

@@ -135,6 +135,10 @@ func (c *Conn) send(x *Exchange) error {
 	if path == "" {
 		path = "/"
 	}
+	if c.cfg.Mode != Upload && c.cfg.Body != "" {
+		_, err := fmt.Fprintf(c.conn, "POST %s HTTP/1.1\r\nHost: usher.test\r\nContent-Length: %d\r\n\r\n%s", path, len(c.cfg.Body), c.cfg.Body)
+		return err
+	}
 	if c.cfg.Mode != Upload {
 		_, err := io.WriteString(c.conn, "GET "+path+" HTTP/1.1\r\nHost: usher.test\r\n\r\n")
 		return err

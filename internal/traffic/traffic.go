@@ -58,6 +58,7 @@ type Config struct {
 	Network string // "tcp" or "unix"
 	Addr    string
 	Path    string // "/" if empty
+	Body    string // sent with POST if not empty; GET without one. Not for Upload, which has its own
 	TLS     bool   // without verification
 	Clients int
 	Mode    Mode
