@@ -178,6 +178,11 @@ func (m *Master) open(old *masterState) error {
 	if old != nil {
 		seats = old.Seats
 	}
+	if old == nil {
+		if err := checkDescriptors(openDescriptors()+m.opts.descriptorsNeeded(seats, wanted), seats); err != nil {
+			return err
+		}
+	}
 	for _, want := range wanted {
 		e := &endpoint{name: want.name(), key: want.key()}
 		if !old.take(e) {

@@ -16,6 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Balanced says whether the system spreads connections among the sockets of an
+// address. If not, a group has one socket that all seats share.
+const Balanced = reuseOption != 0
+
 type control = func(network, address string, rc syscall.RawConn) error
 
 // listen makes a plain TCP listener, or a unix one. A Multipath TCP socket, the
