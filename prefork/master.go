@@ -26,6 +26,7 @@ type Master struct {
 	log     *slog.Logger
 	events  chan func() // carried out by the one goroutine that owns what follows
 	signals chan os.Signal
+	caught  []os.Signal // that come there
 	done    chan struct{} // closed when the owner has returned
 	hooks   *queue
 	manager *queue // what is sent to the service manager

@@ -91,7 +91,7 @@ func runSingle(ctx context.Context, opts Options, f func(ctx context.Context, w 
 		return err
 	}
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(signals, notIgnored(os.Interrupt, syscall.SIGTERM)...)
 	defer signal.Stop(signals)
 	over := make(chan struct{})
 	var watch sync.WaitGroup
@@ -138,7 +138,7 @@ func (s *standIn) send(f frame, _ ...int) error {
 
 // listen opens the endpoints of a worker without a master.
 func (w *Worker) listen() error {
-	inherited, err := systemdSockets()
+	inherited, err := w.opts.systemdSockets()
 	if err != nil {
 		return err
 	}
@@ -216,14 +216,20 @@ func nameOf(a net.Addr) string {
 var errNoEndpoint = errors.New("prefork: Options.Addr and Options.Listen are empty, and systemd passed no socket")
 
 // systemdSockets returns the sockets that systemd passed to this process, and
-// has nobody else find them.
-func systemdSockets() ([]sdnotify.Socket, error) {
+// has nobody else find them. What is wrong with them is an error if the options ask
+// for one.
+func (o Options) systemdSockets() ([]sdnotify.Socket, error) {
 	sockets, err := sdnotify.Sockets(os.Getenv, os.Getpid())
-	if err != nil {
-		return nil, fmt.Errorf("prefork: %w", err)
-	}
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		os.Unsetenv(name)
+	}
+	wanted := o.endpoints()
+	asks := len(wanted) == 0 || slices.ContainsFunc(wanted, func(e Endpoint) bool { return e.Network == "systemd" })
+	switch {
+	case err != nil && asks:
+		return nil, fmt.Errorf("prefork: %w", err)
+	case err != nil:
+		o.Logger.Warn("prefork: sockets of systemd, which the options do not ask for", "error", err)
 	}
 	return sockets, nil
 }
@@ -254,6 +260,13 @@ func pick(name string, sockets []sdnotify.Socket) (sdnotify.Socket, error) {
 		return sdnotify.Socket{}, fmt.Errorf("systemd passed no socket of the name %q", name)
 	}
 	return sockets[i], nil
+}
+
+// notIgnored returns the signals that are to be caught, or were caught before: one
+// that was ignored when the program was started, as nohup does with SIGHUP and a
+// shell with SIGINT for what runs in the background, stays so. SIGTERM does not.
+func notIgnored(all ...os.Signal) []os.Signal {
+	return slices.DeleteFunc(all, func(s os.Signal) bool { return s != syscall.SIGTERM && signal.Ignored(s) })
 }
 
 // A burst of SIGTERM counts as one: to a process group, to all processes of a

@@ -37,12 +37,17 @@ func runWorker(ctx context.Context, opts Options, setup workerSetup, f func(ctx 
 func runMaster(ctx context.Context, opts Options) error {
 	m := newMaster(opts)
 	defer m.end()
-	m.catchSignals()
+	m.catchSignals(notIgnored(syscall.SIGTERM, os.Interrupt))
 	defer signal.Stop(m.signals)
 	old, err := inheritedState()
 	if err != nil {
 		return err
 	}
+	m.caught = notIgnored(append([]os.Signal{syscall.SIGTERM, os.Interrupt}, harmless...)...)
+	if old != nil {
+		m.caught = old.signals() // the master before has ignored some for this one's sake
+	}
+	m.catchSignals(m.caught)
 	if err := m.open(old); err != nil {
 		return err
 	}
@@ -72,11 +77,11 @@ func runMaster(ctx context.Context, opts Options) error {
 // harmless are signals whose loss, while the master is replaced, does no harm.
 var harmless = []os.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU}
 
-func (m *Master) catchSignals() {
+func (m *Master) catchSignals(signals []os.Signal) {
 	// Without this, a line of log would kill the master when whoever reads
 	// standard error is gone.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	signal.Notify(m.signals, append([]os.Signal{syscall.SIGTERM, os.Interrupt}, harmless...)...)
+	signal.Notify(m.signals, signals...)
 }
 
 // releaseSignals prepares for exec, after which they would do what they do to
@@ -158,7 +163,7 @@ func (m *Master) open(old *masterState) error {
 	if err := m.findProgram(old); err != nil {
 		return err
 	}
-	inherited, err := systemdSockets()
+	inherited, err := m.opts.systemdSockets()
 	if err != nil {
 		return err
 	}
@@ -177,6 +182,11 @@ func (m *Master) open(old *masterState) error {
 	seats := m.opts.Workers
 	if old != nil {
 		seats = old.Seats
+	}
+	if old == nil {
+		if err := checkDescriptors(openDescriptors()+m.opts.descriptorsNeeded(seats, wanted), seats); err != nil {
+			return err
+		}
 	}
 	for _, want := range wanted {
 		e := &endpoint{name: want.name(), key: want.key()}

@@ -200,6 +200,36 @@ func TestSystemdSocket(t *testing.T) {
 	}
 }
 
+// TestBadSystemdSocket: what is wrong with systemd's variables ends a program only
+// if it asks systemd for a socket.
+func TestBadSystemdSocket(t *testing.T) {
+	for _, bad := range []string{"LISTEN_FDS=x", "LISTEN_FDNAMES=a:b:c"} {
+		for _, workers := range []int{1, 0} {
+			t.Run(fmt.Sprintf("%s, %d workers", bad, workers), func(t *testing.T) {
+				t.Parallel()
+				env := func(c *exec.Cmd) {
+					c.Env = append(c.Env, "LISTEN_FDS=1", bad)
+					asMain(c)
+				}
+				p := quick(workers)
+				r := launch(t, p, env)
+				r.first("listening")
+				r.logged("level=WARN", "LISTEN_FD")
+				r.kill(r.cmd.Process.Pid, syscall.SIGTERM)
+				if status := r.gone(); status != 0 {
+					t.Errorf("status %d", status)
+				}
+				p.Listen = []planEndpoint{{Name: "web", Network: "systemd"}}
+				r = launch(t, p, env)
+				if status := r.gone(); status != 1 {
+					t.Errorf("status %d of one that asks for a socket", status)
+				}
+				r.logged("program: prefork: ", "LISTEN_FD")
+			})
+		}
+	}
+}
+
 // TestEnvironment: what is said to the master, and what it says to its workers,
 // is for nobody else's eyes.
 func TestEnvironment(t *testing.T) {

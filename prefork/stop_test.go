@@ -303,3 +303,35 @@ func TestStopAtBoot(t *testing.T) {
 		})
 	}
 }
+
+// TestIgnoredSignals: what was ignored when the program was started stays ignored,
+// also after an upgrade: SIGHUP by nohup, SIGINT by a shell for what runs in the
+// background.
+func TestIgnoredSignals(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick(1), func(c *exec.Cmd) {
+		c.Args = []string{"sh", "-c", `trap '' HUP INT; exec "$0"`, c.Path}
+		c.Path = "/bin/sh"
+	})
+	harm := func() {
+		t.Helper()
+		r.kill(r.cmd.Process.Pid, syscall.SIGHUP)
+		r.kill(r.cmd.Process.Pid, syscall.SIGINT)
+	}
+	harm()
+	r.must("restart", 0) // as one that is asked for works
+	harm()
+	r.kill(r.cmd.Process.Pid, syscall.SIGUSR2)
+	r.nth("MasterStart", 2)
+	r.nth("RestartFinished", 2)
+	harm()
+	if s := r.allServe(); s.Generation != 3 || s.Stopping {
+		t.Errorf("generation %d, stopping %t", s.Generation, s.Stopping)
+	}
+	r.kill(r.cmd.Process.Pid, syscall.SIGUSR1)
+	r.nth("RestartFinished", 3)
+	if n := len(r.named("RestartFinished")); n != 3 {
+		t.Errorf("%d restarts", n)
+	}
+	r.stop()
+}

@@ -49,6 +49,15 @@ type masterState struct {
 	Procs     []procState     `json:"procs"`
 	Streams   []streamState   `json:"streams,omitempty"` // of workers that are gone
 	Reason    string          `json:"reason"`
+	Signals   []int           `json:"signals"` // that the master catches
+}
+
+func (s *masterState) signals() []os.Signal {
+	caught := make([]os.Signal, len(s.Signals))
+	for i, n := range s.Signals {
+		caught[i] = syscall.Signal(n)
+	}
+	return caught
 }
 
 type endpointState struct {
@@ -266,7 +275,7 @@ func (m *Master) execute(why string) error {
 	if m.releaseSignals() {
 		err = m.replaceImage(why)
 	}
-	m.catchSignals()
+	m.catchSignals(m.caught)
 	resume()
 	m.manage(func() error { return m.sd.Ready(m.status) })
 	return err
@@ -277,6 +286,11 @@ func (m *Master) replaceImage(why string) error {
 	now := time.Now()
 	s := masterState{Version: stateVersion, Path: m.path, Workers: m.opts.Workers, Fleet: m.fleet.State(now), Reason: why}
 	s.Seats = len(s.Fleet.Seats)
+	for _, caught := range m.caught {
+		if n, ok := caught.(syscall.Signal); ok {
+			s.Signals = append(s.Signals, int(n))
+		}
+	}
 	var keep []int
 	for _, e := range m.endpoints {
 		s.Endpoints = append(s.Endpoints, endpointState{

@@ -16,6 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Balanced says whether the system spreads connections among the sockets of an
+// address. If not, a group has one socket that all seats share.
+const Balanced = reuseOption != 0
+
 type control = func(network, address string, rc syscall.RawConn) error
 
 // listen makes a plain TCP listener, or a unix one. A Multipath TCP socket, the
@@ -31,8 +35,8 @@ func listen(network, address string, c control) (net.Listener, error) {
 // "tcp4" and "tcp6". With port 0 all sockets have the port of the first.
 //
 // An address in use is an error that wraps EADDRINUSE, also if it is in use by
-// SO_REUSEPORT sockets of the same user. Two processes that open an address at
-// the very same time may miss each other.
+// SO_REUSEPORT sockets of the same user. On FreeBSD, two processes that open an
+// address at the very same time may miss each other.
 func Open(network, address string, n int) (*Group, error) {
 	if n < 1 {
 		return nil, fmt.Errorf("listen on %s with %d sockets: need at least one", address, n)
@@ -51,14 +55,11 @@ func Open(network, address string, n int) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	// For port 0 the kernel picks one that nobody has, SO_REUSEPORT or not.
-	if addr.Port != 0 {
-		if err := probe(network, addr.String()); err != nil {
-			return nil, err
-		}
-	}
 	g := &Group{network: network, addr: addr}
-	for range n {
+	if err := g.claim(addr); err != nil {
+		return nil, err
+	}
+	for len(g.fds) < n {
 		if err := g.add(g.addr.String(), setReuse); err != nil {
 			return nil, errors.Join(err, g.Close())
 		}
@@ -66,11 +67,41 @@ func Open(network, address string, n int) (*Group, error) {
 	return g, nil
 }
 
-// probe returns an error if someone listens on the address. SO_REUSEPORT lets
-// in any process of the same user, so that a service started twice by mistake
-// would share its connections with its double. A socket without it finds out;
-// as it has SO_REUSEADDR, like all listeners of package net, connections of a
-// former server in TIME_WAIT do not count.
+// claim opens the first socket, if nobody listens on the address. SO_REUSEPORT
+// lets in any process of the same user, so that a service started twice by mistake
+// would share its connections with its double. So the socket listens without it,
+// which the kernel allows to one, and gets it then, for those that follow.
+func (g *Group) claim(addr *net.TCPAddr) error {
+	if !joinsLate {
+		// For port 0 the kernel picks one that nobody has, SO_REUSEPORT or not.
+		if addr.Port != 0 {
+			if err := probe(g.network, addr.String()); err != nil {
+				return err
+			}
+		}
+		return g.add(addr.String(), setReuse)
+	}
+	if err := g.add(addr.String(), nil); err != nil {
+		return notFree(addr.String(), err)
+	}
+	if err := setReuse("", "", rawFD(g.fds[0])); err != nil {
+		return errors.Join(err, g.Close())
+	}
+	return nil
+}
+
+// notFree says whose address is in use: package net names [::] 0.0.0.0.
+func notFree(address string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("address %s is not free: %w", address, err)
+	}
+	return err
+}
+
+// probe returns an error if someone listens on the address: a socket without
+// SO_REUSEPORT finds out. As it has SO_REUSEADDR, like all listeners of package net,
+// connections of a former server in TIME_WAIT do not count. Two processes that
+// probe at the same time may miss each other.
 //
 // The socket is bound, and never listens: a client that connected to it would be
 // reset.
@@ -86,8 +117,7 @@ func probe(network, address string) error {
 	if errors.Is(err, errProbed) {
 		return nil
 	}
-	// Package net names [::] 0.0.0.0.
-	return fmt.Errorf("address %s is not free: %w", address, err)
+	return notFree(address, err)
 }
 
 // errProbed ends a listen that was only a probe.

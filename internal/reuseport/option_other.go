@@ -6,3 +6,5 @@ package reuseport
 // sockets of an address, or 0 if it does not. SO_REUSEPORT exists on most of
 // these systems, but gives all connections to one of the sockets.
 const reuseOption = 0
+
+const joinsLate = false

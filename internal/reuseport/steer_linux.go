@@ -10,6 +10,10 @@ import (
 
 const reuseOption = unix.SO_REUSEPORT
 
+// joinsLate says that a socket which got the option when it listened already has
+// those that follow beside it.
+const joinsLate = true
+
 // program returns the number of one of the seats, each with the same chance.
 //
 // It loads ancillary data only: the program sees a packet from behind its TCP
