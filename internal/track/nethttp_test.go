@@ -340,41 +340,44 @@ func TestWholeBuffer(t *testing.T) {
 
 func TestStateOrder(t *testing.T) {
 	const what = "StateOrder: New before the first Read, Active between the header and the handler, Idle between the response and the next Read"
+	const mark = "the end of the response"
+	get := func(t *testing.T, client *http.Client, m mode) {
+		t.Helper()
+		resp, err := client.Get(m.url())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if b, err := io.ReadAll(resp.Body); !strings.HasSuffix(string(b), mark) {
+			t.Errorf("a response ends with %q, %v", b[max(0, len(b)-20):], err)
+		}
+	}
 	run(t, http1Modes, func(t *testing.T, m mode) {
 		addr, made := serveTaped(t, m, func(_ *tape, w http.ResponseWriter, _ *http.Request) {
 			io.WriteString(w, strings.Repeat("x", 10000))
 			w.(http.Flusher).Flush()
-			io.WriteString(w, "end")
+			io.WriteString(w, mark)
 		})
 		client := m.client(t, addr)
-		for range 2 {
-			resp, err := client.Get(m.url())
-			if err != nil {
-				t.Fatal(err)
-			}
-			io.Copy(io.Discard, resp.Body)
-			resp.Body.Close()
-		}
+		get(t, client, m)
 		tp := <-made
 		// Background reads are on another goroutine.
-		const request = `(read \d+; |got \d+; )*(deadline; )*active; (deadline; )*(read \d+; )?handler; (read \d+; |write; )+return; (read \d+; |abort; |failed; |deadline; )*write; (read \d+; |abort; |failed; |deadline; |write; )*idle; deadline; `
+		const background = `((read \d+|abort|failed|deadline); )*`
 		handshake := ``
 		if m.tls {
 			handshake = `(read \d+; got \d+; |write; )+`
 		}
-		tp.waits(t, what, `^; new; `+handshake+request+`read \d+; (got \d+; )`+request+`read \d+;$`)
+		request := `(read \d+; |got \d+; )+(deadline; )*active; ` + background + `handler; (read \d+; |write; )+return; (` +
+			background + `write; )+` + background + `idle; deadline; `
+		tp.waits(t, what, `^; new; `+handshake+request+`read \d+;$`)
+		get(t, client, m)
+		tp.waits(t, what, `^; new; `+handshake+request+request+`read \d+;$`)
 	})
 	run(t, http2Modes, func(t *testing.T, m mode) {
-		addr, made := serveTaped(t, m, func(_ *tape, w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
+		addr, made := serveTaped(t, m, func(_ *tape, w http.ResponseWriter, _ *http.Request) { io.WriteString(w, mark) })
 		client := m.client(t, addr)
-		for range 2 {
-			resp, err := client.Get(m.url())
-			if err != nil {
-				t.Fatal(err)
-			}
-			io.Copy(io.Discard, resp.Body)
-			resp.Body.Close()
-		}
+		get(t, client, m)
+		get(t, client, m)
 		(<-made).waits(t, what, `^; new; .*got .*active; idle; (.*active; .*handler; .*return; .*idle;){2}`)
 	})
 }
