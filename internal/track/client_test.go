@@ -324,6 +324,24 @@ func TestQuietSince(t *testing.T) {
 	}
 }
 
+// TestQuietSinceOfHTTP2: frames that come while no stream is open are none of a
+// request's.
+func TestQuietSinceOfHTTP2(t *testing.T) {
+	_, c := pair(t, "tcp")
+	c.set.KeepTime()
+	c.change(http2Found)
+	c.Report(c, http.StateActive)
+	c.Report(c, http.StateIdle)
+	since := c.QuietSince()
+	for range 2 {
+		c.noteRead(make([]byte, 17), 17) // a PING
+		c.wait(wholeBuffer)
+	}
+	if !c.State().Quiet() || c.QuietSince() != since {
+		t.Errorf("quiet=%v since %v, became idle at %v", c.State().Quiet(), c.QuietSince(), since)
+	}
+}
+
 // FuzzClient: whatever comes and whoever reads it, nothing panics, and once a
 // byte of a request has come over plain text, the connection is not quiet until
 // that request begins.

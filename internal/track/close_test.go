@@ -140,6 +140,10 @@ func TestLingerLetsTheClientRead(t *testing.T) {
 	if open, _ := c.set.Open(); open != 1 {
 		t.Error("a connection that lingers is not counted")
 	}
+	sides{t: t, client: client, server: c}.read("", net.ErrClosed)
+	if err := c.SetDeadline(time.Time{}); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("SetDeadline of a connection that lingers: %v", err)
+	}
 	client.Close()
 	eventually(t, "the end of the linger", func() bool { open, _ := c.set.Open(); return open == 0 })
 }
