@@ -241,7 +241,8 @@ func TestWatchHangUpBesideARead(t *testing.T) {
 // TestEndedWatchStaysEnded: a deadline that somebody sets just then does not
 // have it wait again.
 func TestEndedWatchStaysEnded(t *testing.T) {
-	_, c := pair(t, "tcp")
+	client, c := pair(t, "tcp")
+	below := c.NetConn() // somebody may read this one
 	c.HoldDeadlines()
 	hungUp, stop := c.WatchHangUp()
 	if hungUp == nil {
@@ -253,6 +254,10 @@ func TestEndedWatchStaysEnded(t *testing.T) {
 		t.Errorf("%v, want a timeout", err)
 	}
 	stop()
+	io.WriteString(client, "x")
+	if _, err := below.Read(make([]byte, 1)); err != nil {
+		t.Errorf("after the watch: %v", err)
+	}
 	c.ReleaseDeadlines()
 }
 
