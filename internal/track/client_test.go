@@ -75,7 +75,7 @@ func TestHalfARequest(t *testing.T) {
 						t.Errorf("%s: quiet after %q: %s", when.name, aGet[:n], describe(st))
 					}
 					if vis.server.Retire() {
-						t.Errorf("%s: retired after %q", when.name, aGet[:n])
+						t.Fatalf("%s: retired after %q", when.name, aGet[:n])
 					}
 					vis.ask(aGet[n:])
 					vis.answered()
