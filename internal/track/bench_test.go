@@ -122,6 +122,9 @@ func TestStepsDoNotAllocate(t *testing.T) {
 		c.SetWriteDeadline(time.Time{})
 		c.Report(c, http.StateIdle)
 		c.wait(wholeBuffer)
+		c.SetReadDeadline(longAgo) // aborts a Read that waits
+		c.change(readGoesOn)
+		c.SetReadDeadline(time.Time{})
 	}); n != 0 {
 		t.Errorf("%v allocations per request", n)
 	}

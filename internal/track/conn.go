@@ -159,7 +159,10 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
-	if c.deadlines.passed(c) {
+	switch {
+	case c.State().Closed():
+		return 0, c.opError("read", net.ErrClosed) // it may linger
+	case c.deadlines.passed(c):
 		return 0, c.opError("read", errDeadline)
 	}
 	var n int
@@ -228,7 +231,7 @@ func (c *Conn) wait(size int) bool {
 		return true // each request pays for this
 	}
 	if now.Quiet() {
-		if before&ahead != 0 && c.set.wanted(timed) {
+		if before&^now&ahead != 0 && c.set.wanted(timed) {
 			// A TLS handshake has ended, or something came that is no request,
 			// as far as can be seen.
 			c.since.Store(int64(c.set.Now()))

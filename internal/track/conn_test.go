@@ -350,7 +350,8 @@ func TestRetireSparesUnread(t *testing.T) {
 
 func TestCutEndsLinger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		for _, cut := range []bool{false, true} {
+		for _, when := range []string{"never", "as it begins", "as it waits"} {
+			cut := when != "never"
 			a, b := memnet.Pipe()
 			set := NewSet(nobody{})
 			c := set.Add(b)
@@ -366,6 +367,9 @@ func TestCutEndsLinger(t *testing.T) {
 			if n, _ := set.Open(); n != 1 {
 				t.Error("a connection that lingers is not counted")
 			}
+			if when == "as it waits" {
+				synctest.Wait()
+			}
 			began := time.Now()
 			if cut {
 				c.Cut()
@@ -376,7 +380,7 @@ func TestCutEndsLinger(t *testing.T) {
 				_, err = a.Write([]byte("more"))
 			}
 			if d := time.Since(began); cut && d > time.Millisecond || !cut && (d < lingerTimeout || d > lingerTimeout+time.Millisecond) {
-				t.Errorf("cut=%v: lingered for %v", cut, d)
+				t.Errorf("cut %s: lingered for %v", when, d)
 			}
 			a.Close()
 		}

@@ -238,6 +238,29 @@ func TestWatchHangUpBesideARead(t *testing.T) {
 	})
 }
 
+// TestEndedWatchStaysEnded: a deadline that somebody sets just then does not
+// have it wait again.
+func TestEndedWatchStaysEnded(t *testing.T) {
+	client, c := pair(t, "tcp")
+	below := c.NetConn() // somebody may read this one
+	c.HoldDeadlines()
+	hungUp, stop := c.WatchHangUp()
+	if hungUp == nil {
+		t.Skip("this system does not tell")
+	}
+	c.deadlines.end(c) // as stop begins
+	c.SetReadDeadline(time.Now().Add(later))
+	if err := c.raw.Read(func(uintptr) bool { return false }); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%v, want a timeout", err)
+	}
+	stop()
+	io.WriteString(client, "x")
+	if _, err := below.Read(make([]byte, 1)); err != nil {
+		t.Errorf("after the watch: %v", err)
+	}
+	c.ReleaseDeadlines()
+}
+
 // TestWatchHangUpStops: at once, whatever deadlines others set meanwhile.
 func TestWatchHangUpStops(t *testing.T) {
 	client, c := pair(t, "tcp")

@@ -1,11 +1,9 @@
 package track
 
 import (
-	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"regexp"
@@ -14,102 +12,6 @@ import (
 	"testing"
 	"time"
 )
-
-// A mode is what a server speaks, and what its client does.
-type mode struct {
-	name                    string
-	tls, http2, speaksHTTP2 bool
-}
-
-var (
-	http1Modes = []mode{
-		{"plain", false, false, false},
-		{"plain, HTTP2 enabled", false, true, false},
-		{"TLS", true, false, false},
-		{"TLS, HTTP2 enabled", true, true, false},
-	}
-	http2Modes = []mode{
-		{"h2c", false, true, true},
-		{"HTTP2 over TLS", true, true, true},
-	}
-	allModes = append(http1Modes[:len(http1Modes):len(http1Modes)], http2Modes...)
-)
-
-func run(t *testing.T, modes []mode, f func(t *testing.T, m mode)) {
-	for _, m := range modes {
-		t.Run(m.name, func(t *testing.T) {
-			t.Parallel()
-			f(t, m)
-		})
-	}
-}
-
-// server returns a server that speaks m.
-func (m mode) server(t *testing.T, h http.HandlerFunc) *http.Server {
-	srv := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0), Protocols: new(http.Protocols)}
-	srv.Protocols.SetHTTP1(true)
-	srv.Protocols.SetHTTP2(m.tls && m.http2)
-	srv.Protocols.SetUnencryptedHTTP2(!m.tls && m.http2)
-	if m.tls {
-		srv.TLSConfig = &tls.Config{Certificates: []tls.Certificate{testCert(t)}}
-	}
-	return srv
-}
-
-// serve serves on l until the test ends.
-func (m mode) serve(t *testing.T, srv *http.Server, l net.Listener) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if m.tls {
-			srv.ServeTLS(l, "", "")
-		} else {
-			srv.Serve(l)
-		}
-	}()
-	t.Cleanup(func() {
-		srv.Close()
-		<-done
-	})
-}
-
-// client returns a client of one connection.
-func (m mode) client(t *testing.T, addr string) *http.Client {
-	tr := &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
-		Protocols:       new(http.Protocols),
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", addr)
-		},
-	}
-	tr.Protocols.SetHTTP1(!m.speaksHTTP2)
-	tr.Protocols.SetHTTP2(m.tls && m.speaksHTTP2)
-	tr.Protocols.SetUnencryptedHTTP2(!m.tls && m.speaksHTTP2)
-	t.Cleanup(tr.CloseIdleConnections)
-	return &http.Client{Transport: tr}
-}
-
-func (m mode) url() string {
-	if m.tls {
-		return "https://usher.test/"
-	}
-	return "http://usher.test/"
-}
-
-// dial returns a connection to write requests to by hand.
-func (m mode) dial(t *testing.T, addr string) net.Conn {
-	t.Helper()
-	c, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m.tls {
-		c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
-	}
-	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(time.Minute))
-	return c
-}
 
 // A tape records what net/http does with a connection, where a Conn would be.
 type tape struct {
@@ -179,13 +81,6 @@ func tapeOf(c net.Conn) *tape {
 	return c.(*tape)
 }
 
-type connKey struct{}
-
-// withConn is a ConnContext that lets handlers find their connection.
-func withConn(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, connKey{}, c)
-}
-
 // serveTaped serves h over m and returns the address, and the tapes as connections
 // are accepted. Handlers find theirs in the request's context.
 func serveTaped(t *testing.T, m mode, h func(*tape, http.ResponseWriter, *http.Request), setUp ...func(*http.Server)) (addr string, made chan *tape) {
@@ -230,18 +125,6 @@ func (tp *tape) lacks(t *testing.T, what, re string) {
 		t.Errorf("%s: %s\nhas %s", what, tp, found)
 	}
 }
-
-func send(t *testing.T, c net.Conn, text string) {
-	t.Helper()
-	if _, err := io.WriteString(c, text); err != nil {
-		t.Fatal(err)
-	}
-}
-
-const (
-	aGet  = "GET / HTTP/1.1\r\nHost: usher.test\r\n\r\n"
-	aPost = "POST / HTTP/1.1\r\nHost: usher.test\r\nContent-Length: 10\r\n\r\n"
-)
 
 func TestBackgroundRead(t *testing.T) {
 	const what = "BackgroundRead: net/http learns that a client leaves by a Read of one byte, which is the only one of its kind"
@@ -340,41 +223,44 @@ func TestWholeBuffer(t *testing.T) {
 
 func TestStateOrder(t *testing.T) {
 	const what = "StateOrder: New before the first Read, Active between the header and the handler, Idle between the response and the next Read"
+	const mark = "the end of the response"
+	get := func(t *testing.T, client *http.Client, m mode) {
+		t.Helper()
+		resp, err := client.Get(m.url())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if b, err := io.ReadAll(resp.Body); !strings.HasSuffix(string(b), mark) {
+			t.Errorf("a response ends with %q, %v", b[max(0, len(b)-20):], err)
+		}
+	}
 	run(t, http1Modes, func(t *testing.T, m mode) {
 		addr, made := serveTaped(t, m, func(_ *tape, w http.ResponseWriter, _ *http.Request) {
 			io.WriteString(w, strings.Repeat("x", 10000))
 			w.(http.Flusher).Flush()
-			io.WriteString(w, "end")
+			io.WriteString(w, mark)
 		})
 		client := m.client(t, addr)
-		for range 2 {
-			resp, err := client.Get(m.url())
-			if err != nil {
-				t.Fatal(err)
-			}
-			io.Copy(io.Discard, resp.Body)
-			resp.Body.Close()
-		}
+		get(t, client, m)
 		tp := <-made
 		// Background reads are on another goroutine.
-		const request = `(read \d+; |got \d+; )*(deadline; )*active; (deadline; )*(read \d+; )?handler; (read \d+; |write; )+return; (read \d+; |abort; |failed; |deadline; )*write; (read \d+; |abort; |failed; |deadline; |write; )*idle; deadline; `
+		const background = `((read \d+|abort|failed|deadline); )*`
 		handshake := ``
 		if m.tls {
 			handshake = `(read \d+; got \d+; |write; )+`
 		}
-		tp.waits(t, what, `^; new; `+handshake+request+`read \d+; (got \d+; )`+request+`read \d+;$`)
+		request := `(read \d+; |got \d+; )+(deadline; )*active; ` + background + `handler; (read \d+; |write; )+return; (` +
+			background + `write; )+` + background + `idle; deadline; `
+		tp.waits(t, what, `^; new; `+handshake+request+`read \d+;$`)
+		get(t, client, m)
+		tp.waits(t, what, `^; new; `+handshake+request+request+`read \d+;$`)
 	})
 	run(t, http2Modes, func(t *testing.T, m mode) {
-		addr, made := serveTaped(t, m, func(_ *tape, w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") })
+		addr, made := serveTaped(t, m, func(_ *tape, w http.ResponseWriter, _ *http.Request) { io.WriteString(w, mark) })
 		client := m.client(t, addr)
-		for range 2 {
-			resp, err := client.Get(m.url())
-			if err != nil {
-				t.Fatal(err)
-			}
-			io.Copy(io.Discard, resp.Body)
-			resp.Body.Close()
-		}
+		get(t, client, m)
+		get(t, client, m)
 		(<-made).waits(t, what, `^; new; .*got .*active; idle; (.*active; .*handler; .*return; .*idle;){2}`)
 	})
 }
@@ -442,18 +328,4 @@ func TestReport(t *testing.T) {
 			t.Error("the TLS connection above is not known, or one where there is none")
 		}
 	})
-}
-
-// listenerFunc is a listener whose connections are wrapped by f.
-type listenerFunc struct {
-	net.Listener
-	wrap func(net.Conn) net.Conn
-}
-
-func (l listenerFunc) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return l.wrap(c), nil
 }

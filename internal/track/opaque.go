@@ -3,6 +3,7 @@ package track
 import (
 	"net"
 	"net/http"
+	"reflect"
 	"sync"
 )
 
@@ -22,8 +23,12 @@ func NewOpaque(owner Owner) *Opaque {
 }
 
 // Report notes what the ConnState callback of net/http said of nc, and reports
-// whether it is the first connection.
+// whether it is the first connection. One that cannot be told from others, a
+// struct with a slice in it, is not followed.
 func (o *Opaque) Report(nc net.Conn, state http.ConnState) (first bool) {
+	if !reflect.ValueOf(nc).Comparable() {
+		return false
+	}
 	o.mu.Lock()
 	c := o.conns[nc]
 	switch state {
