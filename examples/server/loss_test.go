@@ -129,11 +129,10 @@ func startProgram(t *testing.T, binary string, args ...string) *process {
 		}
 	})
 	go p.read(stderr)
-	serves := "msg=listening"
 	if slices.Contains(args, "-workers") {
-		serves = "prefork: all seats serve"
+		p.await(t, "prefork: all seats serve")
 	}
-	p.await(t, serves)
+	p.await(t, "msg=listening") // a worker's comes its own way
 	p.addr = listening.FindStringSubmatch(p.output())[1]
 	return p
 }
