@@ -93,7 +93,7 @@ type logLine struct {
 	at   time.Time // when it had been read
 }
 
-var listening = regexp.MustCompile(`msg=listening addr=(\S+)`)
+var listening = regexp.MustCompile(`msg=listening (?:\S+ )*?addr=(\S+)`)
 
 // start starts a server on a port of the system's choice, or a unix socket,
 // and waits until it serves.
