@@ -47,6 +47,7 @@ func (s *Server) connState(user func(net.Conn, http.ConnState)) func(net.Conn, h
 
 func (s *Server) baseContext(user func(net.Listener) context.Context) func(net.Listener) context.Context {
 	return func(l net.Listener) context.Context {
+		s.baseAsked.Store(true)
 		ctx := context.Background()
 		if user != nil {
 			if ctx = user(l); ctx == nil {
@@ -80,6 +81,28 @@ func (s *Server) noteServe(l net.Listener) bool {
 			return false // another Server wraps the same http.Server, and serves
 		}
 	}
+	s.servesDirectly(ours, l.Addr())
+	return true
+}
+
+// firstConn is the ConnState from Wrap on. It sees what came past usher if
+// somebody has replaced BaseContext since.
+func (s *Server) firstConn(user func(net.Conn, http.ConnState)) func(net.Conn, http.ConnState) {
+	return func(c net.Conn, state http.ConnState) {
+		if user != nil {
+			user(c, state)
+		}
+		if state != http.StateNew || s.baseAsked.Load() || s.Phase() != PhaseStarting {
+			return
+		}
+		s.servesDirectly(listenerOf(track.Of(c)), c.LocalAddr())
+		s.noteState(c, state)
+	}
+}
+
+// servesDirectly notes that net/http has begun to serve ours, if that is not
+// nil, or a listener that only net/http has.
+func (s *Server) servesDirectly(ours *Listener, addr net.Addr) {
 	s.chain()
 	s.mu.Lock()
 	if ours != nil {
@@ -90,9 +113,8 @@ func (s *Server) noteServe(l net.Listener) bool {
 	s.startServing()
 	s.mu.Unlock()
 	if ours == nil {
-		s.log.Warn("usher: the http.Server was told to serve directly: a stop loses requests; call Serve, ListenAndServe or Run of usher.Server instead", "addr", l.Addr().String())
+		s.log.Warn("usher: the http.Server was told to serve directly: a stop loses requests; call Serve, ListenAndServe or Run of usher.Server instead", "addr", addr.String())
 	}
-	return true
 }
 
 // startServing enters PhaseServing, once. Its caller holds s.mu.

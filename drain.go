@@ -68,9 +68,10 @@ func (s *Server) drain(ctx context.Context, cause stopCause, closed <-chan drain
 	if cause.quick {
 		grace, settle = 0, 0
 	}
-	idle, http2 := time.NewTimer(0), time.NewTimer(time.Hour)
+	idle, http2, unseen := time.NewTimer(0), time.NewTimer(time.Hour), time.NewTimer(grace)
 	defer idle.Stop()
 	defer http2.Stop()
+	defer unseen.Stop()
 	for {
 		if closed == nil {
 			if _, leaving := s.open(); leaving == 0 {
@@ -91,6 +92,10 @@ func (s *Server) drain(ctx context.Context, cause stopCause, closed <-chan drain
 			// A connection that is busy now is due in grace at the earliest.
 			idle.Reset(s.retireDue(ctx, grace))
 		case <-http2.C:
+		case <-unseen.C:
+			// Nobody but net/http can close a listener that was served past
+			// usher, and until then newcomers do not end.
+			s.closeUnseen()
 		case <-s.wake:
 			if grace == 0 {
 				s.retireDue(ctx, 0)
@@ -102,6 +107,24 @@ func (s *Server) drain(ctx context.Context, cause stopCause, closed <-chan drain
 			return g
 		}
 	}
+}
+
+// closeUnseen closes the listeners that only net/http has, if there are any.
+func (s *Server) closeUnseen() {
+	s.mu.Lock()
+	unseen := s.unseen
+	s.mu.Unlock()
+	if !unseen {
+		return
+	}
+	ended := make(chan struct{})
+	over, cancel := context.WithCancel(context.Background())
+	cancel() // the drain waits for the connections itself
+	go func() {
+		defer close(ended)
+		s.endHTTP(over)
+	}()
+	bounded(ended, time.Second) // the Close of a listener may hang
 }
 
 // unsettled returns how long HTTP/2 connections are still to be left alone:

@@ -78,6 +78,7 @@ type Server struct {
 	aborted   atomic.Int64 // HTTP/1 responses that were cut though their handlers had returned
 	newcomers atomic.Int32 // connections that wait for a place among MaxConns
 	endsHTTP  atomic.Bool  // the stop has called, or is about to, Shutdown or Close of http
+	baseAsked atomic.Bool  // net/http has called our BaseContext
 
 	draining chan struct{} // closed when the drain begins
 	wake     chan struct{} // has an element when the stop should look again
@@ -143,6 +144,7 @@ func Wrap(srv *http.Server, opts Options) *Server {
 	s.valid = true
 	// Who serves srv itself, or stops it, is seen by these.
 	srv.BaseContext = s.baseContext(srv.BaseContext)
+	srv.ConnState = s.firstConn(srv.ConnState)
 	srv.RegisterOnShutdown(func() {
 		if s.Phase() > PhaseStarting && !s.endsHTTP.Load() {
 			s.noteBypass()

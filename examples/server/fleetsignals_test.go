@@ -130,7 +130,7 @@ func TestFleetSignals(t *testing.T) {
 			}
 			f.signal(syscall.SIGTERM)
 			draining(f)
-			if n, _ := f.find("usher: stopping", "the master stops"); len(n) != workers {
+			if n, _ := f.find("usher: stopping", "reason=SIGTERM"); len(n) != workers {
 				f.t.Errorf("%d workers were stopped by the master, want %d", len(n), workers)
 			}
 		}, nil},

@@ -523,7 +523,7 @@ func TestRestart(t *testing.T) {
 		done := f.awaitRestarted(2)
 		l.awaitMore(8 * *fleetClients)
 		checkBuilds(t, l.finish(nil), done, time.Time{}, 2, 2)
-		f.inOrder(fmt.Sprintf("seat=%d generation=2 ", last), fmt.Sprintf(`"prefork: worker stopped" seat=%d generation=1 pid=%d`, last, pid), `"prefork: restarted"`)
+		f.inOrder(fmt.Sprintf("seat=%d generation=2 ", last), fmt.Sprintf(`"prefork: worker stopped" master=%d seat=%d generation=1 pid=%d`, f.cmd.Process.Pid, last, pid), `"prefork: restarted"`)
 		f.stop()
 	})
 
@@ -539,7 +539,7 @@ func TestRestart(t *testing.T) {
 		done := f.awaitRestarted(2)
 		l.awaitMore(8 * *fleetClients)
 		checkBuilds(t, l.finish(heldBy(pid, halted)), done, time.Time{}, 2, 2)
-		f.inOrder("prefork: killing a worker", fmt.Sprintf(`"prefork: worker is gone" seat=1 generation=1 pid=%d`, pid), `"prefork: restarted"`)
+		f.inOrder("prefork: killing a worker", fmt.Sprintf(`"prefork: worker is gone" master=%d seat=1 generation=1 pid=%d`, f.cmd.Process.Pid, pid), `"prefork: restarted"`)
 		f.stop()
 	})
 }
