@@ -187,6 +187,8 @@ func (l *Limiter) turnAway(w http.ResponseWriter, r *http.Request, v limit.Verdi
 	h := w.Header()
 	status, text := l.opts.Status, "too many requests are waiting"
 	switch v {
+	case limit.TooLate:
+		text = "its turn would come too late"
 	case limit.Expired:
 		text = "waited too long for its turn"
 	case limit.Stopped:

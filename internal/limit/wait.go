@@ -62,8 +62,13 @@ func (l *Limiter) enqueue(e *lease) (v Verdict, waits bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.counts.queued++
-	e.evicted = false
 	e.waitChan()
+	e.came = l.now()
+	if l.hopeless(e) {
+		l.counts.refused(TooLate)
+		return TooLate, false
+	}
+	e.queued, e.lost = true, Served
 	granted, victim := l.queue.Enqueue(e.flow, &e.Waiter)
 	switch {
 	case granted:
@@ -73,15 +78,21 @@ func (l *Limiter) enqueue(e *lease) (v Verdict, waits bool) {
 		e.state.Store(leaseRunning)
 		return Served, false
 	case victim == &e.Waiter:
-		l.counts.full++
+		l.counts.refused(Full)
 		return Full, false
 	case victim != nil:
-		other := victim.Value.(*lease)
-		other.evicted = true
-		l.counts.full++
-		other.ready <- struct{}{}
+		l.evict(victim, Full)
 	}
 	return 0, true
+}
+
+// evict tells the request behind w, which has lost its place, why. Its caller
+// holds l.mu.
+func (l *Limiter) evict(w *fairqueue.Waiter, v Verdict) {
+	e := w.Value.(*lease)
+	e.lost = v
+	l.counts.refused(v)
+	e.ready <- struct{}{}
 }
 
 // settle ends the waiting of e, which v did if nothing else has just then.
@@ -90,7 +101,7 @@ func (l *Limiter) settle(e *lease, v Verdict, wait time.Duration) Verdict {
 	defer l.mu.Unlock()
 	if v != Served && !l.queue.Cancel(&e.Waiter) {
 		<-e.ready // both happened; sent under the lock
-		if e.evicted || v == Expired {
+		if e.lost != Served || v == Expired {
 			v = Served
 		} else {
 			return l.refuse(e, v)
@@ -99,8 +110,11 @@ func (l *Limiter) settle(e *lease, v Verdict, wait time.Duration) Verdict {
 	switch {
 	case v != Served:
 		l.counts.refused(v)
-	case e.evicted:
-		return Full // counted by whoever evicted it
+		if v != Stopped {
+			l.patience.Saw(l.now(), wait, v == Left)
+		}
+	case e.lost != Served:
+		return e.lost // counted by evict
 	default:
 		e.wait.Store(int64(wait))
 		e.turn = 1
@@ -115,8 +129,8 @@ func (l *Limiter) settle(e *lease, v Verdict, wait time.Duration) Verdict {
 func (l *Limiter) giveUp(e *lease, v Verdict) Verdict {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e.evicted {
-		return Full
+	if e.lost != Served {
+		return e.lost
 	}
 	return l.refuse(e, v)
 }
@@ -127,6 +141,10 @@ func (l *Limiter) refuse(e *lease, v Verdict) Verdict {
 	l.counts.passed--
 	l.release(e, l.queue.Release)
 	l.counts.refused(v)
+	if v == Left {
+		now := l.now()
+		l.patience.Saw(now, now-e.came, true)
+	}
 	return v
 }
 
