@@ -44,6 +44,13 @@ func (e *lease) init(f *fairqueue.Flow) {
 	e.Value = e
 }
 
+// setOwner says whose slots e holds, and spares the store if it said so before.
+func (e *lease) setOwner(l *Limiter) {
+	if e.owner.Load() != l {
+		e.owner.Store(l)
+	}
+}
+
 // newLeasePool returns a pool for one Limiter: the channels of leases must not
 // get from one testing/synctest bubble into another.
 func newLeasePool() *sync.Pool {
@@ -116,7 +123,9 @@ func (l *Limiter) leaseFor(r *http.Request, c *Conn, name string, weight int32) 
 
 // returnLease puts e back where leaseFor had it from.
 func (l *Limiter) returnLease(e *lease, c *Conn) {
-	e.wait.Store(0)
+	if e.wait.Load() != 0 {
+		e.wait.Store(0) // a store that others see costs more than a look
+	}
 	e.queued = false
 	if c != nil && e == &c.lease {
 		c.taken.Store(false)
@@ -159,10 +168,12 @@ func (l *Limiter) giveBack(e *lease) {
 // is there; see Conn.ReadWaits. That is so only if mayKeep: the handlers have
 // returned, and no rest of a body has to be read.
 func (l *Limiter) finish(e *lease, c *Conn, ctx context.Context, mayKeep bool) {
-	if c != nil {
+	if c != nil && c.track != nil {
 		c.ended(e)
 	}
-	l.noteEnd(e, ctx)
+	if e.queued || ctx.Err() != nil {
+		l.noteEnd(e, ctx)
+	}
 	if mayKeep && e == &c.lease && e.turn < l.queue.MaxInline && !l.queue.CanKeep(l.queue.MaxInline) &&
 		e.state.CompareAndSwap(leaseRunning, leaseKept) {
 		l.returnLease(e, c)

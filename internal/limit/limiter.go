@@ -104,11 +104,11 @@ func (l *Limiter) Serve(w http.ResponseWriter, r *http.Request, key string, weig
 		l.mu.Unlock()
 	case l.queue.TryAcquire(e.flow):
 		e.turn = 1
-		e.owner.Store(l)
+		e.setOwner(l)
 		e.state.Store(leaseRunning)
 		l.immediate.Add(1)
 	default:
-		e.owner.Store(l)
+		e.setOwner(l)
 		d = deadlinesOf(w, r, c)
 		if v := l.await(r, e, c, d); v != Served {
 			l.returnLease(e, c)
@@ -118,7 +118,7 @@ func (l *Limiter) Serve(w http.ResponseWriter, r *http.Request, key string, weig
 			ctx = context.WithValue(ctx, waitKey{}, time.Duration(e.wait.Load()))
 		}
 	}
-	if c != nil && isHTTP1(r) {
+	if c != nil && c.track != nil && isHTTP1(r) {
 		c.began(e)
 	}
 	if hasBody(r) {
@@ -135,7 +135,7 @@ func (l *Limiter) Serve(w http.ResponseWriter, r *http.Request, key string, weig
 	whole := false
 	defer func() {
 		handBack(r, inner)
-		l.finish(e, c, r.Context(), whole && l.opts.Outermost && c.tells(r))
+		l.finish(e, c, ctx, whole && l.opts.Outermost && c.tells(r))
 	}()
 	next.ServeHTTP(w, inner)
 	whole = true
@@ -152,7 +152,7 @@ func (l *Limiter) serveBody(w http.ResponseWriter, r *http.Request, ctx context.
 	defer func() {
 		body.end()
 		handBack(r, inner)
-		l.finish(e, c, r.Context(), whole && l.opts.Outermost && body.told && body.eof.Load())
+		l.finish(e, c, ctx, whole && l.opts.Outermost && body.told && body.eof.Load())
 	}()
 	next.ServeHTTP(d.watch(w), inner)
 	whole = true

@@ -37,12 +37,10 @@ func (l *Limiter) hopeless(e *lease) bool {
 }
 
 // noteEnd notes whether the client of e's request, which has ended, was there to
-// the end. Its context is ctx.
+// the end. Its context is ctx. It need not be called for a request that has not
+// waited and whose client was.
 func (l *Limiter) noteEnd(e *lease, ctx context.Context) {
 	left := ctx.Err() != nil && l.verdictOf(ctx) == Left
-	if !left && !e.queued {
-		return
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if left {
