@@ -45,7 +45,7 @@ type LimiterStats struct {
 	Immediate uint64 `json:"immediate"` // of those, the ones that found a free slot
 	Inline    uint64 `json:"inline"`    // of those, the ones that ran in the turn of the one before
 	Full      uint64 `json:"full"`      // lost their place, or got none, because of MaxQueue
-	TooLate   uint64 `json:"too_late"`  // turned away because clients do not wait so long, see FairnessOptions
+	TooLate   uint64 `json:"too_late"`  // turned away at once, because clients do not wait so long
 	Expired   uint64 `json:"expired"`   // because of MaxWait
 	Shutdown  uint64 `json:"shutdown"`  // because the time of a stop was over
 	Left      uint64 `json:"left"`      // whose clients left

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/fairqueue"
 )
 
 // An openLoop has requests come by themselves, at so many times the capacity of
@@ -79,7 +81,7 @@ func TestGoodput(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%g", name, times), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					l := newTestLimiter(10)
-					const length = 15 * time.Second
+					const length = 10 * time.Second
 					n := openLoop{times, patience, length}.run(l)
 					goodput := float64(n.good) / length.Seconds() / 200
 					if times > 1 && goodput < 0.95 {
@@ -107,5 +109,36 @@ func TestGoodput(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// TestNobodyToServe: a request whose client leaves at the moment at which it is
+// handed a slot does not begin, and the slot goes on to the next.
+func TestNobodyToServe(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			l := newTestLimiter(1)
+			first := new(lease)
+			first.init(new(fairqueue.Flow))
+			l.queue.TryAcquire(first.flow)
+			var leaver, last bool
+			serve := func(ctx context.Context, begun *bool) {
+				r, _ := http.NewRequestWithContext(NewContext(ctx, nil), "GET", "/", nil)
+				l.Serve(nil, r, "", 1, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { *begun = true }))
+			}
+			ctx, leave := context.WithCancel(context.Background())
+			go serve(ctx, &leaver)
+			synctest.Wait()
+			go serve(context.Background(), &last)
+			synctest.Wait()
+			l.mu.Lock()
+			l.release(first, l.queue.Release)
+			leave()
+			l.mu.Unlock()
+			synctest.Wait()
+			if st := l.Stats(); leaver || !last || st.Left != 1 || st.Running != 0 || st.Admitted != 1 {
+				t.Errorf("the one that left began: %v, the last one: %v; %+v", leaver, last, st)
+			}
+		})
 	}
 }

@@ -34,10 +34,6 @@ func (l *Limiter) await(r *http.Request, e *lease, c *Conn, d deadlines) Verdict
 	ctx := r.Context()
 	select {
 	case <-e.ready:
-		if ctx.Err() != nil {
-			// Both happened. Nobody is left to serve.
-			return l.giveUp(e, l.verdictOf(ctx))
-		}
 	case <-e.timer.C:
 		v = Expired
 	case <-hungUp:
@@ -45,7 +41,7 @@ func (l *Limiter) await(r *http.Request, e *lease, c *Conn, d deadlines) Verdict
 	case <-ctx.Done():
 		v = l.verdictOf(ctx)
 	}
-	return l.settle(e, v, time.Since(began))
+	return l.settle(e, v, ctx, hungUp, time.Since(began))
 }
 
 // verdictOf returns why a wait ends with ctx.
@@ -95,44 +91,47 @@ func (l *Limiter) evict(w *fairqueue.Waiter, v Verdict) {
 	e.ready <- struct{}{}
 }
 
-// settle ends the waiting of e, which v did if nothing else has just then.
-func (l *Limiter) settle(e *lease, v Verdict, wait time.Duration) Verdict {
+// settle ends the waiting of e, which v did, or which was told if v is Served.
+func (l *Limiter) settle(e *lease, v Verdict, ctx context.Context, hungUp <-chan struct{}, wait time.Duration) Verdict {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if v != Served && !l.queue.Cancel(&e.Waiter) {
-		<-e.ready // both happened; sent under the lock
-		if e.lost != Served || v == Expired {
-			v = Served
-		} else {
-			return l.refuse(e, v)
-		}
-	}
-	switch {
-	case v != Served:
+	if v != Served && l.queue.Cancel(&e.Waiter) {
 		l.counts.refused(v)
 		if v != Stopped {
 			l.patience.Saw(l.now(), wait, v == Left)
 		}
-	case e.lost != Served:
-		return e.lost // counted by evict
-	default:
-		e.wait.Store(int64(wait))
-		e.turn = 1
-		e.state.Store(leaseRunning)
-		l.counts.waits[waitBucket(wait)]++
+		return v
 	}
-	return v
+	if v != Served {
+		<-e.ready // both happened; sent under the lock
+	}
+	if e.lost != Served {
+		return e.lost // counted by evict
+	}
+	if v == Served || v == Expired {
+		v = l.stillThere(ctx, hungUp)
+	}
+	if v != Served {
+		return l.refuse(e, v)
+	}
+	e.wait.Store(int64(wait))
+	e.turn = 1
+	e.state.Store(leaseRunning)
+	l.counts.waits[waitBucket(wait)]++
+	return Served
 }
 
-// giveUp ends the waiting of e, which has been told that it has a slot or lost
-// its place.
-func (l *Limiter) giveUp(e *lease, v Verdict) Verdict {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if e.lost != Served {
-		return e.lost
+// stillThere returns Served if a request that has a slot now has somebody to
+// serve.
+func (l *Limiter) stillThere(ctx context.Context, hungUp <-chan struct{}) Verdict {
+	select {
+	case <-hungUp:
+		return Left
+	case <-ctx.Done():
+		return l.verdictOf(ctx)
+	default:
+		return Served
 	}
-	return l.refuse(e, v)
 }
 
 // refuse gives back the slot of e, which has nobody to serve. Its caller holds
