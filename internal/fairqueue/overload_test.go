@@ -412,9 +412,9 @@ func TestOverloadRules(t *testing.T) {
 		}
 		return fmt.Sprintf("%.2f", got)
 	})
-	line("half 1 s, half 10 s, bursts of 4 times: answered", func(r rule) string {
+	line("half 0.5 s, half 10 s, bursts of 4 times: answered", func(r rule) string {
 		o := newOverload(r, 1)
-		o.bursts(mixed(.5, time.Second, 10*time.Second))
+		o.bursts(mixed(.5, time.Second/2, 10*time.Second))
 		o.watch(5 * length)
 		return fmt.Sprintf("%.2f", float64(o.outcome.good)/float64(o.outcome.arrived))
 	})
