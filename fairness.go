@@ -44,6 +44,10 @@ type FairnessOptions struct {
 	// MaxWait is how long a request may wait. Then it is answered with
 	// Status, and its handler never runs. Zero means 30 s. A negative value is
 	// an error.
+	//
+	// It need not be set to what clients wait: a Limiter sees when they leave.
+	// A request that would have to wait until hardly any client is left is
+	// answered with Status at once.
 	MaxWait time.Duration
 
 	// Status answers requests that cannot be served, with a Retry-After: 503
@@ -99,7 +103,9 @@ func (o FairnessOptions) validate(prefix string) error {
 // waited longest since it joined or since a request of it ended. A flow is a
 // connection, unless FlowKey says otherwise. Over HTTP/1 that is first come,
 // first served; over HTTP/2 a connection with hundreds of streams gets no more
-// than one with a single stream.
+// than one with a single stream. While clients leave because they have to wait, a
+// slot that would probably be lost on the one whose turn it is goes to the
+// newest request instead, of the flows that hold the fewest slots.
 //
 // A slot is not held while a handler waits for its client: a read of the
 // request's body that has to wait gives it back, and goes on with priority over
@@ -193,6 +199,8 @@ func (l *Limiter) turnAway(w http.ResponseWriter, r *http.Request, v limit.Verdi
 	h := w.Header()
 	status, text := l.opts.Status, "too many requests are waiting"
 	switch v {
+	case limit.TooLate:
+		text = "its turn would come too late"
 	case limit.Expired:
 		text = "waited too long for its turn"
 	case limit.Stopped:

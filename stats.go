@@ -31,7 +31,7 @@ type Stats struct {
 }
 
 // LimiterStats is a snapshot of a [Limiter].
-// Arrived = Admitted + Full + Expired + Shutdown + Left + Waiting.
+// Arrived = Admitted + Full + TooLate + Expired + Shutdown + Left + Waiting.
 type LimiterStats struct {
 	Slots    int `json:"slots"`    // 0: no limit
 	Running  int `json:"running"`  // requests that hold a slot
@@ -45,9 +45,11 @@ type LimiterStats struct {
 	Immediate uint64 `json:"immediate"` // of those, the ones that found a free slot
 	Inline    uint64 `json:"inline"`    // of those, the ones that ran in the turn of the one before
 	Full      uint64 `json:"full"`      // lost their place, or got none, because of MaxQueue
+	TooLate   uint64 `json:"too_late"`  // turned away at once, because clients do not wait so long
 	Expired   uint64 `json:"expired"`   // because of MaxWait
 	Shutdown  uint64 `json:"shutdown"`  // because the time of a stop was over
 	Left      uint64 `json:"left"`      // whose clients left
+	Wasted    uint64 `json:"wasted"`    // of the admitted: their clients had left when their handlers returned
 	Yields    uint64 `json:"yields"`    // slots given back while a read of a body waited
 	Exempt    uint64 `json:"exempt"`    // requests that needed no slot, not in Arrived
 
@@ -66,8 +68,8 @@ func (l *Limiter) Stats() LimiterStats {
 	return LimiterStats{
 		Slots: slots, Running: n.Running, Waiting: n.Waiting, Resuming: n.Resuming, Flows: n.Flows,
 		Arrived: n.Arrived, Admitted: n.Admitted, Immediate: n.Immediate, Inline: n.Inline,
-		Full: n.Full, Expired: n.Expired, Shutdown: n.Stopped, Left: n.Left,
-		Yields: n.Yields, Exempt: l.exempt.Load(), Waits: n.Waits,
+		Full: n.Full, TooLate: n.TooLate, Expired: n.Expired, Shutdown: n.Stopped, Left: n.Left,
+		Wasted: n.Wasted, Yields: n.Yields, Exempt: l.exempt.Load(), Waits: n.Waits,
 	}
 }
 

@@ -10,7 +10,10 @@
 //  2. the oldest waiter of the flow that holds the fewest slots for its weight,
 //     and among equals of the flow that joined earliest. A flow joins at the
 //     back when its first waiter comes, and again when a request of it
-//     finishes. Being handed a slot does not move it.
+//     finishes. Being handed a slot does not move it. Or else, if the caller
+//     calls that waiter late,
+//  3. the newest waiter of the flow that holds the fewest slots for its weight,
+//     and among equals of the flow that joined last.
 //
 // With one request at a time for each flow that is first come, first served.
 // With more it keeps a flow of many requests from taking the turns of others:
@@ -68,7 +71,12 @@ type Queue struct {
 	// Enqueue turns one away. Zero means no bound.
 	MaxQueue int
 
-	_ [40]byte // keeps what follows out of the cache line of the fast path
+	// Late, if not nil, is asked about the waiter whose turn it is: whether a
+	// slot would be lost on it, because its client may well leave before it is
+	// answered. Then the newest waiter has the slot. It must not call the Queue.
+	Late func(*Waiter) bool
+
+	_ [32]byte // keeps what follows out of the cache line of the fast path
 
 	joins    uint64      // number of joins so far
 	waiting  int         // waiters, without resuming ones
@@ -76,7 +84,7 @@ type Queue struct {
 	resuming int         // length of resumers
 	resumers waiterList  // in order of coming
 	slotless flowList    // flows with waiters that held no slot since they joined, in that order
-	heaps    [2]flowHeap // by order
+	heaps    [3]flowHeap // by order
 }
 
 // The parts of Queue.word, from the lowest bit: the number of running requests,
@@ -102,7 +110,7 @@ type Flow struct {
 	held    atomic.Int32
 	filed   int32    // what held was when update filed the flow
 	waiting int32    // length of waiters
-	at      [2]int32 // 1 + the index in each of Queue.heaps, or 0
+	at      [3]int32 // 1 + the index in each of Queue.heaps, or 0
 	joined  uint64   // number of the last join
 	served  bool     // a waiter has been handed a slot since
 	listed  bool     // in Queue.slotless
@@ -259,6 +267,12 @@ func (q *Queue) Cancel(w *Waiter) bool {
 	return true
 }
 
+// Ahead returns how many waiters have their turn before one more of f would, at
+// least, if nobody else comes.
+func (q *Queue) Ahead(f *Flow) int {
+	return min(q.waiting, (f.Waiting()/int(max(f.Weight, 1))+1)*q.backlog)
+}
+
 // SetSlots sets the number of slots, from 0 to 1<<31-1. It returns the waiters
 // that are handed a slot by that, in order. If more requests run than there are
 // slots from now on, then slots vanish as they are released.
@@ -326,7 +340,9 @@ func (q *Queue) enter(f *Flow, w *Waiter) bool {
 func (q *Queue) grant() *Waiter {
 	w := q.resumers.first
 	if w == nil {
-		w = q.pick().waiters.first
+		if w = q.pick(byShare).waiters.first; q.Late != nil && q.Late(w) {
+			w = q.pick(byShareNewest).waiters.last
+		}
 	}
 	f := w.flow
 	f.held.Add(1)
@@ -334,61 +350,4 @@ func (q *Queue) grant() *Waiter {
 	q.remove(w)
 	q.update(f)
 	return w
-}
-
-// pick returns the flow whose turn it is. There must be one.
-func (q *Queue) pick() *Flow {
-	for {
-		f, others := q.slotless.first, q.heaps[byShare]
-		if f == nil || len(others) > 0 && byShare.before(others[0], f) {
-			f = others[0]
-		}
-		if f.held.Load() == f.filed {
-			return f
-		}
-		q.update(f) // TryAcquire or TryRelease was under way
-	}
-}
-
-// join puts f at the back of all flows. The caller must call update.
-func (q *Queue) join(f *Flow) {
-	q.joins++
-	f.joined, f.served = q.joins, false
-	if f.listed {
-		q.slotless.remove(f)
-	}
-	if f.Held() == 0 {
-		q.slotless.push(f)
-	}
-}
-
-// remove takes w, which waits, from where it does. The caller must call update
-// for its flow.
-func (q *Queue) remove(w *Waiter) {
-	f := w.flow
-	w.flow = nil
-	if w.resuming {
-		q.resumers.remove(w)
-		q.resuming--
-	} else {
-		f.waiters.remove(w)
-		q.waiting--
-		if f.waiting--; f.waiting == 0 {
-			q.backlog--
-		}
-	}
-	if q.waiting+q.resuming == 0 {
-		q.word.And(^uint64(waits))
-	}
-}
-
-// update files f where it belongs now. It must be called after each change of
-// its waiters, its last join, or the number of slots it holds.
-func (q *Queue) update(f *Flow) {
-	f.filed = f.held.Load()
-	if f.listed && (f.waiting == 0 || f.filed > 0) {
-		q.slotless.remove(f)
-	}
-	q.heaps[byShare].place(byShare, f, f.waiting > 0 && !f.listed)
-	q.heaps[byLength].place(byLength, f, f.waiting > 1) // one waiter is never too many
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 )
 
 func newQueue(slots int) *Queue {
@@ -259,11 +260,16 @@ func BenchmarkFastPathParallel(b *testing.B) {
 // BenchmarkHandOff is one request's Release and Enqueue, with their locking and
 // without waking anybody.
 func BenchmarkHandOff(b *testing.B) {
-	for _, bc := range []struct{ slots, flows, requests int }{
-		{5, 10, 1}, {64, 10_000, 1}, {5, 10, 250}, {64, 100, 100}, {1024, 1000, 100},
+	for _, bc := range []struct {
+		slots, flows, requests int
+		late                   bool
+	}{
+		{5, 10, 1, false}, {64, 10_000, 1, false}, {64, 100_000, 1, false}, {64, 100_000, 1, true},
+		{5, 10, 250, false}, {64, 100, 100, false}, {1024, 1000, 100, false}, {1024, 1000, 100, true},
 	} {
-		b.Run(fmt.Sprintf("slots=%d/flows=%d/requests=%d", bc.slots, bc.flows, bc.requests), func(b *testing.B) {
+		b.Run(fmt.Sprintf("slots=%d/flows=%d/requests=%d/late=%v", bc.slots, bc.flows, bc.requests, bc.late), func(b *testing.B) {
 			r := newRig(bc.slots, bc.flows, bc.requests)
+			r.q.Late = func(*Waiter) bool { return bc.late }
 			b.ReportAllocs()
 			n := 0
 			for b.Loop() {
@@ -285,5 +291,19 @@ func BenchmarkVictim(b *testing.B) {
 		_, victim := r.q.Enqueue(light, w)
 		r.q.Cancel(w)
 		r.q.Enqueue(victim.Value.(*Flow), victim)
+	}
+}
+
+// BenchmarkPatience is what the estimate costs a hand-off while clients leave.
+func BenchmarkPatience(b *testing.B) {
+	var p Patience
+	for d := range time.Second / time.Millisecond {
+		p.Saw(0, d*time.Millisecond, d%10 == 0)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		p.Saw(0, time.Second, true)
+		p.Late(0, time.Second/2, time.Second/20)
+		p.Hopeless(0, time.Second/2, time.Second/20)
 	}
 }

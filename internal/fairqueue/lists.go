@@ -56,25 +56,6 @@ func (l *flowList) remove(f *Flow) {
 	f.prev, f.next = nil, nil
 }
 
-// An order is what a heap is sorted by, and the index of it in Queue.heaps.
-type order int
-
-const (
-	byShare  order = iota // fewest slots held for the weight, then joined first
-	byLength              // most waiters, then joined last
-)
-
-// before reports whether a comes before b.
-func (o order) before(a, b *Flow) bool {
-	if o == byLength {
-		return a.waiting > b.waiting || a.waiting == b.waiting && a.joined > b.joined
-	}
-	// a.filed/a.weight against b.filed/b.weight, without a remainder.
-	x := int64(a.filed) * int64(max(b.Weight, 1))
-	y := int64(b.filed) * int64(max(a.Weight, 1))
-	return x < y || x == y && a.joined < b.joined
-}
-
 // flowHeap is a binary heap of flows that know where they are.
 type flowHeap []*Flow
 

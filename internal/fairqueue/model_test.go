@@ -12,6 +12,7 @@ import (
 type model struct {
 	slots, running      int
 	maxQueue, maxInline int
+	late                func(name int) bool
 	joins               int
 	flows               []*modelFlow
 	resuming            []modelWaiter
@@ -143,24 +144,39 @@ func (m *model) settle() (granted []int) {
 			granted = append(granted, w.name)
 			continue
 		}
-		var next *modelFlow
-		for _, f := range m.flows {
-			if len(f.waiters) > 0 && (next == nil || f.comesBefore(next)) {
-				next = f
-			}
+		next, turn := m.next(false), 0
+		if m.late(next.waiters[0]) {
+			next = m.next(true)
+			turn = len(next.waiters) - 1
 		}
 		next.held++
 		next.handed = true
-		granted = append(granted, next.waiters[0])
-		next.waiters = next.waiters[1:]
+		granted = append(granted, next.waiters[turn])
+		next.waiters = slices.Delete(next.waiters, turn, turn+1)
 	}
 	return granted
 }
 
-func (f *modelFlow) comesBefore(g *modelFlow) bool {
+// next returns the flow whose turn it is, or nil.
+func (m *model) next(newest bool) (next *modelFlow) {
+	for _, f := range m.flows {
+		if len(f.waiters) > 0 && (next == nil || f.comesBefore(next, newest)) {
+			next = f
+		}
+	}
+	return next
+}
+
+func (f *modelFlow) comesBefore(g *modelFlow, newest bool) bool {
 	// Division rounds correctly: equal fractions give equal quotients.
 	x, y := float64(f.held)/float64(f.weight), float64(g.held)/float64(g.weight)
-	return x < y || x == y && f.joined < g.joined
+	if x != y {
+		return x < y
+	}
+	if newest {
+		return f.joined > g.joined
+	}
+	return f.joined < g.joined
 }
 
 // A check drives a Queue and a model by the same bytes, and compares.
@@ -205,6 +221,15 @@ func runModel(t testing.TB, data []byte, seen map[string]int) {
 		c.m.flows = append(c.m.flows, &modelFlow{weight: max(weight, 1)})
 	}
 	n := next() % 6
+	late := next() // of eight names, a bit for each: those whose turn goes to the newest
+	c.m.late = func(name int) bool { return late>>(name%8)&1 != 0 }
+	c.q.Late = func(w *Waiter) bool {
+		name := w.Value.(*request).name
+		if c.m.late(name) {
+			c.seen["late"]++
+		}
+		return c.m.late(name)
+	}
 	c.setSlots(n)
 	for len(data) > 0 {
 		c.step(next(), next())
@@ -427,6 +452,18 @@ func (c *check) compare() {
 			w = w.next
 		}
 	}
+	for i, f := range c.flows {
+		m := c.m.flows[i]
+		ahead := 0
+		for _, other := range c.m.flows {
+			if len(other.waiters) > 0 {
+				ahead += len(m.waiters)/m.weight + 1
+			}
+		}
+		if got, want := c.q.Ahead(f), min(ahead, c.m.waiting()); got != want {
+			c.fatalf("%d are ahead of one more of flow %d, want %d", got, i, want)
+		}
+	}
 	if got != want {
 		c.fatalf("state is %+v, want %+v", got, want)
 	}
@@ -443,16 +480,16 @@ func (q *Queue) check(flows []*Flow) error {
 	} else if wait && running(word) < slots(word) {
 		return fmt.Errorf("%d of %d slots used while %d wait", running(word), slots(word), q.waiting+q.resuming)
 	}
-	held, inEmpty, long, sharing := uint64(0), 0, 0, 0
+	held, inEmpty, long, sharing, newest := uint64(0), 0, 0, 0, 0
 	for i, f := range flows {
 		held += uint64(f.Held())
 		if f.waiting > 0 && int(f.filed) != f.Held() {
 			return fmt.Errorf("flow %d is filed under %d, and holds %d", i, f.filed, f.Held())
 		}
-		if f.listed && (f.waiting == 0 || f.Held() > 0) || (f.at[byShare] > 0) != (f.waiting > 0 && !f.listed) || (f.at[byLength] > 0) != (f.waiting > 1) {
+		if f.listed && (f.waiting == 0 || f.Held() > 0) || (f.at[byShare] > 0) != (f.waiting > 0 && !f.listed) || (f.at[byShareNewest] > 0) != (f.at[byShare] > 0) || (f.at[byLength] > 0) != (f.waiting > 1) {
 			return fmt.Errorf("flow %d with %d slots and %d waiters: listed %v, at %v", i, f.Held(), f.waiting, f.listed, f.at)
 		}
-		for o, n := range []*int{&sharing, &long} {
+		for o, n := range []*int{&sharing, &newest, &long} {
 			if at := f.at[o]; at > 0 {
 				*n++
 				if q.heaps[o][at-1] != f {
@@ -475,7 +512,7 @@ func (q *Queue) check(flows []*Flow) error {
 			inEmpty--
 		}
 	}
-	if inEmpty != 0 || sharing != len(q.heaps[byShare]) || long != len(q.heaps[byLength]) || held != running(word) {
+	if inEmpty != 0 || sharing != len(q.heaps[byShare]) || newest != len(q.heaps[byShareNewest]) || long != len(q.heaps[byLength]) || held != running(word) {
 		return fmt.Errorf("counts do not add up: list %+d, heaps %d/%d %d/%d, held %d/%d", inEmpty,
 			sharing, len(q.heaps[byShare]), long, len(q.heaps[byLength]), held, running(word))
 	}
@@ -520,7 +557,7 @@ func TestModel(t *testing.T) {
 		rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(data)
 		runModel(t, data, seen)
 	}
-	for _, what := range []string{"evicted", "rejected", "lingered", "waited to resume", "fewer slots than running", "granted many"} {
+	for _, what := range []string{"evicted", "rejected", "lingered", "waited to resume", "fewer slots than running", "granted many", "late"} {
 		if seen[what] < runs {
 			t.Errorf("%s: only %d times", what, seen[what])
 		}

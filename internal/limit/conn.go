@@ -67,7 +67,7 @@ func (c *Conn) tells(r *http.Request) bool {
 		c.track.State().Reported() == http.StateActive
 }
 
-// began notes that a request of HTTP/1 runs with e.
+// began notes that a request of HTTP/1 runs with e, for Ended.
 func (c *Conn) began(e *lease) {
 	if c.running.CompareAndSwap(nil, e) {
 		return

@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"context"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -22,7 +23,10 @@ type lease struct {
 	turn  int          // requests in a row on this slot
 	wait  atomic.Int64 // of the request, before it began; a time.Duration
 
-	evicted bool // lost its place to another; guarded by the owner's mu
+	queued bool // the request waits, or has waited, to begin
+
+	came time.Duration // when it began to, on the owner's clock; guarded by the owner's mu
+	lost Verdict       // why it has lost its place, or Served; guarded by the owner's mu
 }
 
 // The states of a lease. It becomes Yielded and Resumed, and stops being so,
@@ -38,6 +42,13 @@ const (
 func (e *lease) init(f *fairqueue.Flow) {
 	e.flow = f
 	e.Value = e
+}
+
+// setOwner says whose slots e holds, and spares the store if it said so before.
+func (e *lease) setOwner(l *Limiter) {
+	if e.owner.Load() != l {
+		e.owner.Store(l)
+	}
 }
 
 // newLeasePool returns a pool for one Limiter: the channels of leases must not
@@ -112,7 +123,10 @@ func (l *Limiter) leaseFor(r *http.Request, c *Conn, name string, weight int32) 
 
 // returnLease puts e back where leaseFor had it from.
 func (l *Limiter) returnLease(e *lease, c *Conn) {
-	e.wait.Store(0)
+	if e.wait.Load() != 0 {
+		e.wait.Store(0) // a store that others see costs more than a look
+	}
+	e.queued = false
 	if c != nil && e == &c.lease {
 		c.taken.Store(false)
 		return
@@ -153,9 +167,12 @@ func (l *Limiter) giveBack(e *lease) {
 // slot is kept until the connection's next Read says whether the next request
 // is there; see Conn.ReadWaits. That is so only if mayKeep: the handlers have
 // returned, and no rest of a body has to be read.
-func (l *Limiter) finish(e *lease, c *Conn, mayKeep bool) {
-	if c != nil {
+func (l *Limiter) finish(e *lease, c *Conn, ctx context.Context, mayKeep bool) {
+	if c != nil && c.track != nil {
 		c.ended(e)
+	}
+	if e.queued || ctx.Err() != nil {
+		l.noteEnd(e, ctx)
 	}
 	if mayKeep && e == &c.lease && e.turn < l.queue.MaxInline && !l.queue.CanKeep(l.queue.MaxInline) &&
 		e.state.CompareAndSwap(leaseRunning, leaseKept) {

@@ -40,13 +40,17 @@ type Limiter struct {
 	mu       sync.Mutex // the lock of queue; guards the following
 	keyed    map[flowKey]*keyedFlow
 	counts   counts
+	patience fairqueue.Patience
 	lastPass time.Time     // of a slot to one who waited
 	interval time.Duration // between two such passes, a moving average
+
+	epoch time.Time // of the times that patience knows
 }
 
 // New returns a Limiter.
 func New(opts Options) *Limiter {
-	l := &Limiter{opts: opts, leases: newLeasePool(), keyed: make(map[flowKey]*keyedFlow)}
+	l := &Limiter{opts: opts, leases: newLeasePool(), keyed: make(map[flowKey]*keyedFlow), epoch: time.Now()}
+	l.queue.Late = l.late
 	l.queue.MaxInline = opts.MaxInline
 	l.queue.MaxQueue = opts.MaxQueue
 	l.queue.SetSlots(opts.Slots)
@@ -77,6 +81,7 @@ type Verdict int
 const (
 	Served  Verdict = iota
 	Full            // lost its place, or got none, because of MaxQueue
+	TooLate         // its client would hardly have waited for its turn
 	Expired         // MaxWait was over
 	Stopped         // its context ended with the cause that Options name
 	Left            // its client left
@@ -99,11 +104,11 @@ func (l *Limiter) Serve(w http.ResponseWriter, r *http.Request, key string, weig
 		l.mu.Unlock()
 	case l.queue.TryAcquire(e.flow):
 		e.turn = 1
-		e.owner.Store(l)
+		e.setOwner(l)
 		e.state.Store(leaseRunning)
 		l.immediate.Add(1)
 	default:
-		e.owner.Store(l)
+		e.setOwner(l)
 		d = deadlinesOf(w, r, c)
 		if v := l.await(r, e, c, d); v != Served {
 			l.returnLease(e, c)
@@ -113,7 +118,7 @@ func (l *Limiter) Serve(w http.ResponseWriter, r *http.Request, key string, weig
 			ctx = context.WithValue(ctx, waitKey{}, time.Duration(e.wait.Load()))
 		}
 	}
-	if c != nil && isHTTP1(r) {
+	if c != nil && c.track != nil && isHTTP1(r) {
 		c.began(e)
 	}
 	if hasBody(r) {
@@ -130,7 +135,7 @@ func (l *Limiter) Serve(w http.ResponseWriter, r *http.Request, key string, weig
 	whole := false
 	defer func() {
 		handBack(r, inner)
-		l.finish(e, c, whole && l.opts.Outermost && c.tells(r))
+		l.finish(e, c, ctx, whole && l.opts.Outermost && c.tells(r))
 	}()
 	next.ServeHTTP(w, inner)
 	whole = true
@@ -147,7 +152,7 @@ func (l *Limiter) serveBody(w http.ResponseWriter, r *http.Request, ctx context.
 	defer func() {
 		body.end()
 		handBack(r, inner)
-		l.finish(e, c, whole && l.opts.Outermost && body.told && body.eof.Load())
+		l.finish(e, c, ctx, whole && l.opts.Outermost && body.told && body.eof.Load())
 	}()
 	next.ServeHTTP(d.watch(w), inner)
 	whole = true

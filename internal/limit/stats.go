@@ -6,18 +6,20 @@ import (
 )
 
 // Stats is a snapshot of a Limiter.
-// Arrived = Admitted + Full + Expired + Stopped + Left + Waiting.
+// Arrived = Admitted + Full + TooLate + Expired + Stopped + Left + Waiting.
 type Stats struct {
 	Slots, Running, Waiting, Resuming, Flows int
 
 	Keyed int // flows that are not a connection's own, and in use
 
 	// Counts since the Limiter was made.
-	Arrived, Admitted            uint64
-	Immediate, Inline            uint64 // of the admitted
-	Full, Expired, Stopped, Left uint64
-	Yields                       uint64
-	Waits                        [WaitBuckets]uint64 // by waitBucket
+	Arrived, Admitted      uint64
+	Immediate, Inline      uint64 // of the admitted
+	Full, TooLate          uint64
+	Expired, Stopped, Left uint64
+	Wasted                 uint64 // of the admitted: their clients had left when they ended
+	Yields                 uint64
+	Waits                  [WaitBuckets]uint64 // by waitBucket
 }
 
 // WaitBuckets is how many buckets Stats.Waits has: less than 1 ms, 2 ms, 4 ms
@@ -31,15 +33,20 @@ func waitBucket(d time.Duration) int {
 // counts only ever grow, but for passed, which a slot with nobody to serve is
 // taken from again.
 type counts struct {
-	queued, passed               uint64
-	inline, yields               uint64
-	full, expired, stopped, left uint64
-	waits                        [WaitBuckets]uint64
+	queued, passed         uint64
+	inline, yields, wasted uint64
+	full, tooLate          uint64
+	expired, stopped, left uint64
+	waits                  [WaitBuckets]uint64
 }
 
 // refused counts a request that was not served.
 func (n *counts) refused(v Verdict) {
 	switch v {
+	case Full:
+		n.full++
+	case TooLate:
+		n.tooLate++
 	case Expired:
 		n.expired++
 	case Stopped:
@@ -62,7 +69,7 @@ func (l *Limiter) Stats() Stats {
 		Arrived:   immediate + n.inline + n.queued,
 		Admitted:  immediate + n.inline + n.passed,
 		Immediate: immediate, Inline: n.inline,
-		Full: n.full, Expired: n.expired, Stopped: n.stopped, Left: n.left,
-		Yields: n.yields, Waits: n.waits,
+		Full: n.full, TooLate: n.tooLate, Expired: n.expired, Stopped: n.stopped, Left: n.left,
+		Wasted: n.wasted, Yields: n.yields, Waits: n.waits,
 	}
 }

@@ -34,10 +34,6 @@ func (l *Limiter) await(r *http.Request, e *lease, c *Conn, d deadlines) Verdict
 	ctx := r.Context()
 	select {
 	case <-e.ready:
-		if ctx.Err() != nil {
-			// Both happened. Nobody is left to serve.
-			return l.giveUp(e, l.verdictOf(ctx))
-		}
 	case <-e.timer.C:
 		v = Expired
 	case <-hungUp:
@@ -45,7 +41,7 @@ func (l *Limiter) await(r *http.Request, e *lease, c *Conn, d deadlines) Verdict
 	case <-ctx.Done():
 		v = l.verdictOf(ctx)
 	}
-	return l.settle(e, v, time.Since(began))
+	return l.settle(e, v, ctx, hungUp, time.Since(began))
 }
 
 // verdictOf returns why a wait ends with ctx.
@@ -62,8 +58,13 @@ func (l *Limiter) enqueue(e *lease) (v Verdict, waits bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.counts.queued++
-	e.evicted = false
 	e.waitChan()
+	e.came = l.now()
+	if l.hopeless(e) {
+		l.counts.refused(TooLate)
+		return TooLate, false
+	}
+	e.queued, e.lost = true, Served
 	granted, victim := l.queue.Enqueue(e.flow, &e.Waiter)
 	switch {
 	case granted:
@@ -73,52 +74,64 @@ func (l *Limiter) enqueue(e *lease) (v Verdict, waits bool) {
 		e.state.Store(leaseRunning)
 		return Served, false
 	case victim == &e.Waiter:
-		l.counts.full++
+		l.counts.refused(Full)
 		return Full, false
 	case victim != nil:
-		other := victim.Value.(*lease)
-		other.evicted = true
-		l.counts.full++
-		other.ready <- struct{}{}
+		l.evict(victim, Full)
 	}
 	return 0, true
 }
 
-// settle ends the waiting of e, which v did if nothing else has just then.
-func (l *Limiter) settle(e *lease, v Verdict, wait time.Duration) Verdict {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if v != Served && !l.queue.Cancel(&e.Waiter) {
-		<-e.ready // both happened; sent under the lock
-		if e.evicted || v == Expired {
-			v = Served
-		} else {
-			return l.refuse(e, v)
-		}
-	}
-	switch {
-	case v != Served:
-		l.counts.refused(v)
-	case e.evicted:
-		return Full // counted by whoever evicted it
-	default:
-		e.wait.Store(int64(wait))
-		e.turn = 1
-		e.state.Store(leaseRunning)
-		l.counts.waits[waitBucket(wait)]++
-	}
-	return v
+// evict tells the request behind w, which has lost its place, why. Its caller
+// holds l.mu.
+func (l *Limiter) evict(w *fairqueue.Waiter, v Verdict) {
+	e := w.Value.(*lease)
+	e.lost = v
+	l.counts.refused(v)
+	e.ready <- struct{}{}
 }
 
-// giveUp ends the waiting of e, which has been told that it has a slot or lost
-// its place.
-func (l *Limiter) giveUp(e *lease, v Verdict) Verdict {
+// settle ends the waiting of e, which v did, or which was told if v is Served.
+func (l *Limiter) settle(e *lease, v Verdict, ctx context.Context, hungUp <-chan struct{}, wait time.Duration) Verdict {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e.evicted {
-		return Full
+	if v != Served && l.queue.Cancel(&e.Waiter) {
+		l.counts.refused(v)
+		if v != Stopped {
+			l.patience.Saw(l.now(), wait, v == Left)
+		}
+		return v
 	}
-	return l.refuse(e, v)
+	if v != Served {
+		<-e.ready // both happened; sent under the lock
+	}
+	if e.lost != Served {
+		return e.lost // counted by evict
+	}
+	if v == Served || v == Expired {
+		v = l.stillThere(ctx, hungUp)
+	}
+	if v != Served {
+		return l.refuse(e, v)
+	}
+	e.wait.Store(int64(wait))
+	e.turn = 1
+	e.state.Store(leaseRunning)
+	l.counts.waits[waitBucket(wait)]++
+	return Served
+}
+
+// stillThere returns Served if a request that has a slot now has somebody to
+// serve.
+func (l *Limiter) stillThere(ctx context.Context, hungUp <-chan struct{}) Verdict {
+	select {
+	case <-hungUp:
+		return Left
+	case <-ctx.Done():
+		return l.verdictOf(ctx)
+	default:
+		return Served
+	}
 }
 
 // refuse gives back the slot of e, which has nobody to serve. Its caller holds
@@ -127,6 +140,10 @@ func (l *Limiter) refuse(e *lease, v Verdict) Verdict {
 	l.counts.passed--
 	l.release(e, l.queue.Release)
 	l.counts.refused(v)
+	if v == Left {
+		now := l.now()
+		l.patience.Saw(now, now-e.came, true)
+	}
 	return v
 }
 
