@@ -177,6 +177,9 @@ func TestUser(t *testing.T) {
 	expect("a body", 0, 1, 0, 0)
 	c.wait(1)
 	expect("a background read", 0, 1, 0, 0)
+	c.wait(2)
+	expect("the least of a body", 0, 2, 0, 0)
+	u.inBody--
 	c.Report(c, http.StateIdle)
 	c.wait(wholeBuffer)
 	expect("idle", 1, 1, 0, 0)

@@ -15,8 +15,8 @@ type client struct {
 const http2Preface = "PRI * HTTP/2.0"
 
 // came looks at p, which has just arrived, and returns the event that it makes,
-// if any. A background read is net/http's; see isBackgroundRead.
-func (cl *client) came(st State, p []byte, background bool) (e event, ok bool) {
+// if any.
+func (cl *client) came(st State, p []byte) (e event, ok bool) {
 	reported := st.Reported()
 	between := reported == http.StateNew || reported == http.StateIdle
 	first := reported == http.StateNew && st&started == 0
@@ -27,7 +27,7 @@ func (cl *client) came(st State, p []byte, background bool) (e event, ok bool) {
 	case st&overTLS != 0:
 		cl.records.feed(p)
 	case st&isHTTP2 == 0:
-		cl.note(p, between || background)
+		cl.note(p, between)
 		if reported == http.StateNew && cl.isPreface(p) {
 			return prefaceCame, true
 		}

@@ -9,7 +9,10 @@ import (
 	"net/http"
 	"os"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/memnet"
 )
 
 // idleTLS returns a connection of an http.Server between two requests.
@@ -232,4 +235,65 @@ func TestRetireOpaque(t *testing.T) {
 	}
 	client.Close()
 	eventually(t, "the end", func() bool { open, _ := set.Open(); return open == 0 })
+}
+
+// TestRetiredReadsNothing: what comes once it has been decided that a connection
+// is closed does not reach a handler, whose answer could not be sent.
+func TestRetiredReadsNothing(t *testing.T) {
+	client, c := pair(t, "tcp")
+	s := sides{t: t, client: client, server: c}
+	s.readLater("", net.ErrClosed, func() {
+		if _, now := c.change(retire); now&retired == 0 {
+			t.Error("not retired")
+		}
+		s.send("hello")
+	})
+	s.read("", net.ErrClosed)
+
+	a, b := memnet.Pipe()
+	defer a.Close()
+	plain := NewSet(nobody{}).Add(b)
+	defer plain.Close()
+	plain.state.Store(uint32(waiting | retired))
+	send(t, a, "hello")
+	sides{t: t, client: a, server: plain}.read("", net.ErrClosed)
+}
+
+func TestCutEndsLinger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, when := range []string{"never", "as it begins", "as it waits"} {
+			cut := when != "never"
+			a, b := memnet.Pipe()
+			set := NewSet(nobody{})
+			c := set.Add(b)
+			set.BeginStop()
+			c.Report(c, http.StateActive)
+			c.Close()
+			if _, err := a.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("the client reads %v, want EOF", err)
+			}
+			if _, err := a.Write([]byte("more")); err != nil {
+				t.Errorf("the client cannot write to a connection that lingers: %v", err)
+			}
+			if n, _ := set.Open(); n != 1 {
+				t.Error("a connection that lingers is not counted")
+			}
+			if when == "as it waits" {
+				synctest.Wait()
+			}
+			began := time.Now()
+			if cut {
+				c.Cut()
+			}
+			// Ends when the server's side is closed for reading, too.
+			for err := error(nil); err == nil; {
+				time.Sleep(time.Millisecond)
+				_, err = a.Write([]byte("more"))
+			}
+			if d := time.Since(began); cut && d > time.Millisecond || !cut && (d < lingerTimeout || d > lingerTimeout+time.Millisecond) {
+				t.Errorf("cut %s: lingered for %v", when, d)
+			}
+			a.Close()
+		}
+	})
 }

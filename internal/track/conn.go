@@ -160,7 +160,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
 	switch {
-	case c.State().Closed():
+	case c.State()&(retired|closed) != 0:
 		return 0, c.opError("read", net.ErrClosed) // it may linger
 	case c.deadlines.passed(c):
 		return 0, c.opError("read", errDeadline)
@@ -173,7 +173,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		n, err = c.readPlain(p)
 	}
 	if n > 0 {
-		c.noteRead(p, n)
+		c.noteRead(p[:n])
 	} else if err == io.EOF {
 		c.change(clientClosed)
 	}
@@ -206,29 +206,23 @@ func (c *Conn) readRaw(p []byte) (int, error) {
 // readPlain is Read where would-block cannot be seen: to enter a Read counts
 // as waiting.
 func (c *Conn) readPlain(p []byte) (int, error) {
-	if !c.wait(len(p)) {
-		return 0, c.opError("read", net.ErrClosed)
-	}
+	c.wait(len(p))
 	n, err := c.Conn.Read(p)
 	c.change(readGoesOn)
 	return n, err
 }
 
-// wait notes that a Read into a buffer of size bytes has nothing to return
-// yet. It reports false if the connection has been retired meanwhile.
-func (c *Conn) wait(size int) bool {
+// wait notes that a Read into a buffer of size bytes has nothing to return yet.
+func (c *Conn) wait(size int) {
 	st := c.State()
 	e := readWaits
 	if c.client.isAhead(st, size) {
 		e = readWaitsAhead
 	}
 	before, now := c.change(e)
-	if now&retired != 0 {
-		return false
-	}
 	c.deadlines.readWaits(c)
 	if isBackgroundRead(st, size) {
-		return true // each request pays for this
+		return // each request pays for this
 	}
 	if now.Quiet() {
 		if before&^now&ahead != 0 && c.set.wanted(timed) {
@@ -246,13 +240,11 @@ func (c *Conn) wait(size int) bool {
 			h.ReadWaits(false)
 		}
 	}
-	return true
 }
 
-// noteRead notes that n bytes have come into p.
-func (c *Conn) noteRead(p []byte, n int) {
-	st := c.State()
-	e, ok := c.client.came(st, p[:n], isBackgroundRead(st, len(p)))
+// noteRead notes that p has come.
+func (c *Conn) noteRead(p []byte) {
+	e, ok := c.client.came(c.State(), p)
 	if !ok {
 		return
 	}

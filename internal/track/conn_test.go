@@ -12,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/nettest"
@@ -346,43 +345,4 @@ func TestRetireSparesUnread(t *testing.T) {
 	if server.Retire() {
 		t.Error("a connection with unread bytes was retired")
 	}
-}
-
-func TestCutEndsLinger(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for _, when := range []string{"never", "as it begins", "as it waits"} {
-			cut := when != "never"
-			a, b := memnet.Pipe()
-			set := NewSet(nobody{})
-			c := set.Add(b)
-			set.BeginStop()
-			c.Report(c, http.StateActive)
-			c.Close()
-			if _, err := a.Read(make([]byte, 1)); err != io.EOF {
-				t.Errorf("the client reads %v, want EOF", err)
-			}
-			if _, err := a.Write([]byte("more")); err != nil {
-				t.Errorf("the client cannot write to a connection that lingers: %v", err)
-			}
-			if n, _ := set.Open(); n != 1 {
-				t.Error("a connection that lingers is not counted")
-			}
-			if when == "as it waits" {
-				synctest.Wait()
-			}
-			began := time.Now()
-			if cut {
-				c.Cut()
-			}
-			// Ends when the server's side is closed for reading, too.
-			for err := error(nil); err == nil; {
-				time.Sleep(time.Millisecond)
-				_, err = a.Write([]byte("more"))
-			}
-			if d := time.Since(began); cut && d > time.Millisecond || !cut && (d < lingerTimeout || d > lingerTimeout+time.Millisecond) {
-				t.Errorf("cut %s: lingered for %v", when, d)
-			}
-			a.Close()
-		}
-	})
 }

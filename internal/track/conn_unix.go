@@ -42,10 +42,7 @@ func (c *Conn) rawRead(fd uintptr) bool {
 		case err == syscall.EINTR:
 			continue
 		case err == syscall.EAGAIN:
-			if !c.wait(len(c.buf)) {
-				c.err = net.ErrClosed
-				return true
-			}
+			c.wait(len(c.buf))
 			return false
 		case err != nil:
 			c.err = os.NewSyscallError("read", err)

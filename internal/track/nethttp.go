@@ -62,7 +62,6 @@ func (c *Conn) Report(nc net.Conn, state http.ConnState) {
 		}
 	case http.StateHijacked:
 		c.change(nowHijacked)
-		c.deadlines.expose(c)
 		if h := c.hook.Load(); h != nil {
 			h.Ended(true)
 		}

@@ -42,7 +42,7 @@ func life(o *owner, set *Set) (quiet, http2, hijacked, left []Events) {
 	c := set.Add(b)
 	c.wait(wholeBuffer)
 	quiet = o.take()
-	c.noteRead([]byte(http2Preface), len(http2Preface))
+	c.noteRead([]byte(http2Preface))
 	http2 = o.take()
 	c.Report(c, http.StateHijacked)
 	hijacked = o.take()
@@ -159,7 +159,7 @@ func TestSetConcurrently(t *testing.T) {
 						case 4:
 							c.Retire()
 						case 5:
-							c.noteRead([]byte(http2Preface), len(http2Preface))
+							c.noteRead([]byte(http2Preface))
 						}
 					}
 					c.change(clientClosed) // none lingers
