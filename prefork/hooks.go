@@ -32,7 +32,8 @@ type Hooks struct {
 	WorkerExit func(ctx context.Context, e WorkerExit)
 
 	// RestartFinished is called at the end of a phased restart, with what
-	// [Master.Restart] returns.
+	// [Master.Restart] returns; and again, with an error whose TakenBack is set,
+	// when a restart that had succeeded is taken back.
 	RestartFinished func(ctx context.Context, generation int, err error)
 }
 

@@ -124,7 +124,7 @@ func TestWholeLines(t *testing.T) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	torn := 0
+	torn, dropped := 0, 0
 	for _, line := range r.log {
 		switch {
 		case want[line] > 0:
@@ -133,16 +133,18 @@ func TestWholeLines(t *testing.T) {
 			if torn++; torn < 5 {
 				t.Errorf("torn: %.60q…, %d bytes", line, len(line))
 			}
-		case strings.Contains(line, "dropped"):
-			t.Error(line)
+		case strings.HasPrefix(line, "prefork: "): // this test may read too slowly
+			n := 0
+			fmt.Sscanf(line, "prefork: %d log lines were dropped", &n)
+			dropped += n
 		}
 	}
 	missing := 0
 	for _, left := range want {
 		missing += left
 	}
-	if missing > 0 || torn > 0 {
-		t.Errorf("%d of %d lines missing, %d torn", missing, len(want), torn)
+	if missing > dropped || torn > 0 {
+		t.Errorf("%d of %d lines missing, %d dropped, %d torn", missing, len(want), dropped, torn)
 	}
 }
 

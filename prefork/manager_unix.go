@@ -13,7 +13,11 @@ import (
 // summary is one line for the service manager.
 func (m *Master) summary() string {
 	s := m.fleet.Snapshot(time.Now())
-	return fmt.Sprintf("generation %d, %d of %d workers serve", s.Generation, s.Serving, s.Want)
+	line := fmt.Sprintf("generation %d, %d of %d workers serve", s.Generation, s.Serving, s.Want)
+	if m.takenBack != "" {
+		line += "; " + m.takenBack
+	}
+	return line
 }
 
 // tellManager keeps the service manager up to date. Its watchdog is fed only

@@ -26,7 +26,7 @@ type Master struct {
 	log     *slog.Logger
 	events  chan func() // carried out by the one goroutine that owns what follows
 	signals chan os.Signal
-	caught  []os.Signal // that come there
+	caught  []os.Signal   // that come there
 	done    chan struct{} // closed when the owner has returned
 	hooks   *queue
 	manager *queue // what is sent to the service manager
@@ -43,8 +43,9 @@ type Master struct {
 	dir       string           // of new workers, maybe a symbolic link
 	waiters   map[int]chan error
 	tickets   int
-	spawning  int  // processes about to be started
-	closing   bool // the sockets have been closed, the fleet stops
+	takenBack string // see Stats
+	spawning  int    // processes about to be started
+	closing   bool   // the sockets have been closed, the fleet stops
 	status    string
 	fed       time.Time // when the watchdog was fed
 	watchdog  time.Duration
@@ -127,6 +128,10 @@ func (m *Master) call(ctx context.Context, f func()) error {
 // an older one is left; or a [*RestartError] when the new generation failed and
 // all seats are back on the old one. If ctx ends, the restart goes on without
 // the caller. A call during a restart is answered by one that follows.
+//
+// A generation that keeps crashing after that is taken back to the last one that
+// lived: [Hooks.RestartFinished] is called again, with the error, and
+// [Stats].TakenBack says so.
 func (m *Master) Restart(ctx context.Context) error {
 	answer := make(chan error, 1)
 	err := m.call(ctx, func() {
@@ -154,7 +159,11 @@ func (m *Master) Restart(ctx context.Context) error {
 
 func (m *Master) restart(ticket int, why string) {
 	m.fleet.Restart(m.now(), ticket)
-	m.log.Info("prefork: phased restart", "reason", why)
+	args := []any{"reason", why}
+	if m.takenBack != "" {
+		args = append(args, "the last one", m.takenBack)
+	}
+	m.log.Info("prefork: phased restart", args...)
 }
 
 // Upgrade replaces the master itself by the program's file as it is now: a trial
@@ -468,10 +477,16 @@ func (m *Master) workerGone(a fleet.WorkerGone) {
 
 func (m *Master) restartDone(a fleet.RestartDone) {
 	err := wrapError(a.Err)
-	if err != nil {
-		m.log.Error("prefork: restart aborted", "generation", a.Generation, "error", err)
-	} else {
+	aborted, _ := errors.AsType[*RestartError](err)
+	switch {
+	case err == nil:
+		m.takenBack = ""
 		m.log.Info("prefork: restarted", "generation", a.Generation)
+	case aborted != nil && aborted.TakenBack:
+		m.takenBack = err.Error()
+		m.log.Error("prefork: restart taken back, though it had succeeded", "generation", a.Generation, "back on", aborted.BackOn, "error", err)
+	default:
+		m.log.Error("prefork: restart aborted", "generation", a.Generation, "error", err)
 	}
 	for _, t := range a.Tickets {
 		if answer := m.waiters[t]; answer != nil {

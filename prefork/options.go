@@ -58,8 +58,10 @@ type Options struct {
 
 	// Probation is how long the workers of a new generation must live before a
 	// restart counts as a success. Until the first one has lived so long, its
-	// predecessor serves beside it, and the next seat is not touched. Zero means
-	// a second.
+	// predecessor serves beside it, and the next seat is not touched; the last one
+	// is waited for, too. So it adds once or twice its length to each restart,
+	// whatever the number of workers. Zero means a second. For what comes later,
+	// see MaxCrashes.
 	Probation time.Duration
 
 	// Canary, if not zero, is Probation for the first worker of a restart, at
@@ -79,6 +81,10 @@ type Options struct {
 	// gives up, closes the sockets and returns an error. Zero means five for
 	// each worker, in a minute. A crash is an exit that nobody asked for; a
 	// seat's restarts are spaced out by themselves, up to 30 s.
+	//
+	// For a CrashWindow after a restart has succeeded there is a better way: more
+	// than half as many crashes take it back to the last generation that lived.
+	// Then, and only when that crashes, too, the master gives up.
 	MaxCrashes  int
 	CrashWindow time.Duration
 
@@ -156,7 +162,7 @@ const (
 	restartTries   = 3
 	maxDraining    = 3
 	maxWorkers     = 1024
-	outPatience    = 100 * time.Millisecond // for a standard error that takes nothing
+	outPatience    = time.Second            // for a standard error that takes nothing
 	logPatience    = 250 * time.Millisecond // at the end, for a log that nobody takes
 )
 

@@ -105,6 +105,7 @@ type event struct {
 
 type planRestartError struct {
 	Generation, Seat, BackOn int
+	TakenBack                bool
 	Class                    Class
 	Code                     int
 	Output                   string
@@ -308,7 +309,7 @@ func answer(e event, err error) event {
 	}
 	e.Err = err.Error()
 	if r, ok := errors.AsType[*RestartError](err); ok {
-		e.RestartError = &planRestartError{Generation: r.Generation, Seat: r.Seat, BackOn: r.BackOn}
+		e.RestartError = &planRestartError{Generation: r.Generation, Seat: r.Seat, BackOn: r.BackOn, TakenBack: r.TakenBack}
 		if r.Exit != nil {
 			e.RestartError.Class, e.RestartError.Code, e.RestartError.Output = r.Exit.Class, r.Exit.Code, r.Exit.Output
 		}

@@ -165,3 +165,41 @@ func TestRestartBadCode(t *testing.T) {
 		})
 	}
 }
+
+// TestTakenBack: code that serves for longer than its probation, and then dies
+// again and again, is taken back, and everybody learns of it (#12: the restart was
+// called a success, and then the crash budget ended the service).
+func TestTakenBack(t *testing.T) {
+	t.Parallel()
+	p := quick(2)
+	r := start(t, p)
+	load := r.load(4, traffic.PerRequest, "/")
+	load.answered(20)
+	r.deploy(func(p *plan) {
+		p.Build = "two"
+		p.Dies, p.DiesAfter = &planExit{9, "out of luck"}, 300*time.Millisecond
+	})
+	r.must("restart", 0)
+	e := r.nth("RestartFinished", 2)
+	if x := e.RestartError; x == nil || !x.TakenBack || x.Generation != 2 || x.BackOn != 1 || x.Code != 9 || !strings.Contains(x.Output, "out of luck") {
+		t.Errorf("RestartFinished says %q, %+v", e.Err, x)
+	}
+	r.logged("level=ERROR", "taken back", "out of luck")
+	load.retire("two")
+	if s := r.allServe(); s.Generation != 1 || !strings.Contains(s.TakenBack, "generation 2 taken back") {
+		t.Errorf("generation %d, taken back: %q", s.Generation, s.TakenBack)
+	}
+	load.answered(20)
+	r.deploy(func(p *plan) { p.Build, p.Dies = "three", nil })
+	r.must("restart", 0)
+	if s := r.allServe(); s.Generation != 3 || s.TakenBack != "" {
+		t.Errorf("then generation %d, taken back: %q", s.Generation, s.TakenBack)
+	}
+	load.retire("one")
+	load.answered(20)
+	res := load.finish()
+	if res.Refused > 0 || load.stale > 0 {
+		t.Errorf("%d refused, %d answers from old code", res.Refused, load.stale)
+	}
+	r.stop()
+}

@@ -16,7 +16,8 @@ type Stats struct {
 	Next       int           `json:"next,omitempty"`       // the one that a restart goes to
 	Restarting bool          `json:"restarting,omitempty"` // forth or back
 	Stopping   bool          `json:"stopping,omitempty"`
-	Workers    int           `json:"workers"` // wanted
+	TakenBack  string        `json:"taken_back,omitempty"` // why the last restart that had succeeded was taken back, until another succeeds
+	Workers    int           `json:"workers"`              // wanted
 	Serving    int           `json:"serving"`
 
 	// Totals of all workers there ever were. They never fall; of a worker that
@@ -108,6 +109,7 @@ type RestartError struct {
 	Seat       int         // where; -1 if it was no seat's fault
 	Exit       *WorkerExit // of the worker whose end was one too many, if it was that
 	BackOn     int         // the generation that serves again, or 0 if none does
+	TakenBack  bool        // it had succeeded, and the generation kept crashing
 	Err        error       // all of it
 }
 
@@ -150,7 +152,7 @@ func wrapError(err error) error {
 		return nil
 	}
 	if e, ok := errors.AsType[*fleet.RestartError](err); ok {
-		r := &RestartError{Generation: e.Generation, Seat: e.Seat, BackOn: e.BackOn, Err: err}
+		r := &RestartError{Generation: e.Generation, Seat: e.Seat, BackOn: e.BackOn, TakenBack: e.TakenBack, Err: err}
 		if e.Exit != nil {
 			exit := exitOf(*e.Exit)
 			r.Exit = &exit

@@ -35,7 +35,7 @@ func (m *Master) stats() Stats {
 	f := m.fleet.Snapshot(time.Now())
 	s := Stats{
 		PID: os.Getpid(), UpFor: time.Since(m.began),
-		Generation: f.Generation, Next: f.Next, Restarting: f.Restarting, Stopping: f.Stopping,
+		Generation: f.Generation, Next: f.Next, Restarting: f.Restarting, Stopping: f.Stopping, TakenBack: m.takenBack,
 		Workers: f.Want, Serving: f.Serving,
 		Requests: f.Requests, Accepted: f.Accepted, Crashes: f.Crashes,
 		Seats: make([]SeatStats, 0, len(f.Seats)),

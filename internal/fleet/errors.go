@@ -98,12 +98,17 @@ type RestartError struct {
 	Exit       *WorkerExit // of the worker whose end was one too many, if it was that
 	Reason     string      // if it was something else, or more
 	BackOn     int         // the generation that serves again, or 0 if none does
+	TakenBack  bool        // it had succeeded
 	Err        error       // of the canary check
 }
 
 func (e *RestartError) Error() string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "restart to generation %d aborted", e.Generation)
+	if e.TakenBack {
+		s.Reset()
+		fmt.Fprintf(&s, "generation %d taken back after its restart had succeeded", e.Generation)
+	}
 	if e.Generation == 0 { // has not begun
 		s.Reset()
 		s.WriteString("no restart")

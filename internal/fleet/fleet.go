@@ -57,7 +57,10 @@ type Config struct {
 	// ones that RestartTries counts are not among them, nor those of workers
 	// that were to take the place of one that still serves. If it is a worker of
 	// a new generation that is one too many, it ends the restart instead. A
-	// CrashWindow of zero means no such limit.
+	// generation whose restart has succeeded is on trial for another CrashWindow:
+	// more than half as many failures take it back to the last one that has passed
+	// that, or to the one that the fleet began with. A CrashWindow of zero means no such
+	// limit.
 	CrashLimit  int
 	CrashWindow time.Duration
 
@@ -135,8 +138,10 @@ type Fleet struct {
 	workers map[ID]*worker
 	lastID  ID
 
-	gen       int // the current generation
-	lastGen   int // the last number given
+	gen       int       // the current generation
+	lastGen   int       // the last number given
+	fallback  int       // the last generation that lived, while the current one is on trial; or 0
+	trialAt   time.Time // when that began
 	roll      *roll
 	pending   []int // tickets for the next restart
 	finishing []*finish

@@ -44,6 +44,7 @@ func (f *Fleet) pass() {
 		// These change what is wanted, in that order, before anybody is
 		// started for it.
 		f.restart()
+		f.endTrial()
 		for f.rescale() {
 		}
 		f.recycle()
@@ -334,15 +335,24 @@ func (f *Fleet) fail(w *worker, x WorkerExit) {
 		return
 	}
 	f.crashes = slices.DeleteFunc(f.crashes, func(t time.Time) bool { return f.now.Sub(t) >= f.cfg.CrashWindow })
-	if f.crashes = append(f.crashes, f.now); len(f.crashes) <= f.cfg.CrashLimit {
+	limit := f.cfg.CrashLimit
+	if w.Generation == f.gen && f.fallback != 0 {
+		limit /= 2 // there is a better one
+	}
+	if f.crashes = append(f.crashes, f.now); len(f.crashes) <= limit {
 		return
 	}
 	why := fmt.Sprintf("%d workers failed within %v", len(f.crashes), f.cfg.CrashWindow)
-	if w.Generation == f.gen {
-		f.quit(w, x, why)
-	} else { // there is a way back
+	switch {
+	case w.Generation != f.gen: // there is a way back
 		f.crashes = nil
 		f.abortFor(w, x, why)
+	case f.fallback == 0:
+		f.quit(w, x, why)
+	case f.roll != nil && !f.roll.back: // the next one may be better
+		f.crashes = nil
+	default:
+		f.takeBack(w, x, why)
 	}
 }
 

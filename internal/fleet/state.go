@@ -104,6 +104,8 @@ func (f *Fleet) Snapshot(now time.Time) Snapshot {
 type State struct {
 	Generation     int             `json:"generation"`
 	LastGeneration int             `json:"last_generation"`
+	Fallback       int             `json:"fallback,omitempty"` // held while Generation is on trial
+	TrialFor       time.Duration   `json:"trial_ns,omitempty"`
 	LastID         ID              `json:"last_id"`
 	EverReady      bool            `json:"ever_ready"`
 	Requests       uint64          `json:"requests"` // of workers that are gone
@@ -169,6 +171,8 @@ func (f *Fleet) State(now time.Time) State {
 	s := State{
 		Generation:     f.gen,
 		LastGeneration: f.lastGen,
+		Fallback:       f.fallback,
+		TrialFor:       f.now.Sub(f.trialAt),
 		LastID:         f.lastID,
 		EverReady:      f.everReady,
 		Requests:       f.requests,
@@ -227,6 +231,7 @@ func (f *Fleet) Adopt(now time.Time, s State) {
 	}
 	f.started, f.announce, f.startedAt = true, true, f.now
 	f.gen, f.lastGen = s.Generation, max(s.LastGeneration, s.Generation)
+	f.fallback, f.trialAt = s.Fallback, f.now.Add(-s.TrialFor)
 	f.lastID, f.everReady = s.LastID, s.EverReady
 	f.requests, f.accepted, f.nCrashes = s.Requests, s.Accepted, s.Crashes
 	for _, age := range s.CrashAges {
