@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"context"
 	"net/http"
 	"sync"
 	"time"
@@ -13,15 +14,33 @@ import (
 // deadlines are those of a request. They stand still while it waits for a slot,
 // whoever has set them: that it waits is not its client's doing.
 type deadlines struct {
-	conn  *track.Conn  // whose they are, over HTTP/1 if it is followed
-	clock *streamClock // else; may be nil
+	conn   *track.Conn  // whose they are, over HTTP/1 if it is followed
+	clock  *streamClock // else; may be nil
+	shared bool         // clock is that of the Limiter around this one
 }
 
 func deadlinesOf(w http.ResponseWriter, r *http.Request, c *Conn) deadlines {
 	if c != nil && c.track != nil && isHTTP1(r) {
 		return deadlines{conn: c.track}
 	}
+	if clock, ok := r.Context().Value(clockKey{}).(*streamClock); ok {
+		return deadlines{clock: clock, shared: true}
+	}
 	return deadlines{clock: newStreamClock(w, r)}
+}
+
+// clockKey is that of the clock in the context of a request that another
+// Limiter has given to a handler, together with the ResponseWriter that tells
+// the clock.
+type clockKey struct{}
+
+// context returns the context for a handler that gets the ResponseWriter of
+// watch.
+func (d deadlines) context(ctx context.Context) context.Context {
+	if d.clock == nil || d.shared {
+		return ctx
+	}
+	return context.WithValue(ctx, clockKey{}, d.clock)
 }
 
 // hold stops the clock until release is called as often.
@@ -44,7 +63,7 @@ func (d deadlines) release() {
 
 // watch returns the ResponseWriter for a handler whose deadlines d are to know.
 func (d deadlines) watch(w http.ResponseWriter) http.ResponseWriter {
-	if d.clock == nil {
+	if d.clock == nil || d.shared {
 		return w
 	}
 	return d.clock.watch(w)
@@ -68,22 +87,25 @@ type streamDeadline struct {
 	set     func(time.Time) error
 }
 
-// newStreamClock returns the clock of a request that begins now, or nil if its
-// server sets no deadline.
+// newStreamClock returns the clock of a request that begins now, or nil if it
+// waits only once and its server sets no deadline.
 func newStreamClock(w http.ResponseWriter, r *http.Request) *streamClock {
-	srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server)
-	if !ok || srv.WriteTimeout <= 0 && (srv.ReadTimeout <= 0 || !hasBody(r)) {
+	var read, write time.Duration
+	if srv, ok := r.Context().Value(http.ServerContextKey).(*http.Server); ok {
+		read, write = srv.ReadTimeout, srv.WriteTimeout
+	}
+	if write <= 0 && !hasBody(r) {
 		return nil
 	}
 	rc := http.NewResponseController(w)
 	c := &streamClock{}
 	c.read.set, c.write.set = rc.SetReadDeadline, rc.SetWriteDeadline
 	now := time.Now()
-	if srv.ReadTimeout > 0 && hasBody(r) {
-		c.read.at = now.Add(srv.ReadTimeout)
+	if read > 0 && hasBody(r) {
+		c.read.at = now.Add(read)
 	}
-	if srv.WriteTimeout > 0 {
-		c.write.at = now.Add(srv.WriteTimeout)
+	if write > 0 {
+		c.write.at = now.Add(write)
 	}
 	return c
 }

@@ -145,7 +145,7 @@ func (l *Limiter) Serve(w http.ResponseWriter, r *http.Request, key string, weig
 // serveBody serves a request that has a body, whose reads give its slot back
 // while they wait.
 func (l *Limiter) serveBody(w http.ResponseWriter, r *http.Request, ctx context.Context, e *lease, c *Conn, d deadlines, next http.Handler) {
-	inner := r.WithContext(ctx) // a copy: net/http looks into the Body of its own
+	inner := r.WithContext(d.context(ctx)) // a copy: net/http looks into the Body of its own
 	body := newYieldingBody(l, e, c, d, r, inner)
 	inner.Body = body
 	whole := false
