@@ -104,6 +104,7 @@ func (ts *testServer) serveDirectly(l net.Listener) error {
 func TestListenerServedPastUsher(t *testing.T) {
 	run(t, allModes, func(t *testing.T, m mode) {
 		opts := quickly()
+		opts.Shutdown.IdleGrace = 20 * time.Second // the request ends it
 		ts := &testServer{t: t, mode: m, http: newHTTPServer(m, http.HandlerFunc(ok))}
 		ts.Server = Wrap(ts.http, opts)
 		inner, err := Listen("tcp", "127.0.0.1:0")
