@@ -62,6 +62,7 @@ type Conn struct {
 
 	in       frames
 	streamed atomic.Bool // a stream has come
+	midway   atomic.Bool // see Midway
 
 	mu      sync.Mutex // one Write at a time; guards the following
 	out     frames
@@ -184,7 +185,14 @@ func (c *Conn) Came(p []byte) {
 			c.end()
 		}
 	}
+	if midway := !c.in.between() || c.in.goesOn(); midway != c.midway.Load() {
+		c.midway.Store(midway)
+	}
 }
+
+// Midway reports whether the client has sent part of a frame, or of a header
+// that takes several.
+func (c *Conn) Midway() bool { return c.midway.Load() }
 
 // Leave begins the first step, once, and counts c in g until the client has
 // acknowledged, or is not waited for any more. It does not block.

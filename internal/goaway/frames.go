@@ -10,8 +10,10 @@ const (
 	typeSettings = 4
 	typePing     = 6
 	typeGoAway   = 7
+	typeContinue = 9
 
-	flagAck = 1
+	flagAck        = 1
+	flagEndHeaders = 4
 
 	pingLen   = 8
 	goAwayLen = 8 // without debug data
@@ -74,6 +76,12 @@ func (f *frames) typ() byte { return f.head[3] }
 func (f *frames) isAck() bool { return f.head[4]&flagAck != 0 }
 
 func (f *frames) stream() uint32 { return binary.BigEndian.Uint32(f.head[5:]) &^ (1 << 31) }
+
+// goesOn reports whether the frame that has just ended began or went on with a
+// header that has not ended.
+func (f *frames) goesOn() bool {
+	return (f.typ() == typeHeaders || f.typ() == typeContinue) && f.head[4]&flagEndHeaders == 0
+}
 
 // pingData is how the acknowledgement of this package's PING is known.
 var pingData = [pingLen]byte{'u', 's', 'h', 'e', 'r', 'b', 'y', 'e'}

@@ -17,8 +17,13 @@ func (c *Conn) Retire() bool {
 	if !st.Quiet() || c.Unread() {
 		return false
 	}
-	if st.HTTP2() && c.raw != nil && !c.writable() {
-		return false // the end of a response may wait to be written; see StateOrder
+	if st.HTTP2() {
+		if c.raw != nil && !c.writable() {
+			return false // the end of a response may wait to be written; see StateOrder
+		}
+		if c.midway(st) {
+			return false
+		}
 	}
 	if before, now := c.change(retire); before&retired != 0 || now&retired == 0 {
 		return false
@@ -28,6 +33,15 @@ func (c *Conn) Retire() bool {
 	}
 	c.closeSoon()
 	return true
+}
+
+// midway reports whether an HTTP/2 client has sent part of a header: its
+// connection is quiet until net/http has all of it.
+func (c *Conn) midway(st State) bool {
+	if h := c.http2.Load(); h != nil {
+		return h.Midway()
+	}
+	return st&ahead != 0 // its frames are not followed
 }
 
 // closeSoon closes c without waiting: Close of a connection that is not the
