@@ -164,7 +164,7 @@ var deadlineBehaviours = []struct {
 		var at time.Time
 		s.readLater("h", nil, func() {
 			s.set(time.Now().Add(later))
-			at = time.Now().Add(10 * soon)
+			at = time.Now().Add(25 * soon)
 			s.set(at)
 			s.send("h")
 		})
