@@ -62,7 +62,6 @@ func (c *Conn) WatchHangUp() (hungUp <-chan struct{}, stop func()) {
 	if c.raw == nil || !c.readMu.TryLock() {
 		return nil, func() {}
 	}
-	c.deadlines.apply(c)
 	gone, done := make(chan struct{}), make(chan struct{})
 	var stopped atomic.Bool
 	go func() {

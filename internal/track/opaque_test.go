@@ -35,8 +35,17 @@ func TestOpaque(t *testing.T) {
 	opaque.Report(b, http.StateHijacked)
 	open(0)
 	opaque.Report(b, http.StateClosed)
+
+	_, c := memnet.Pipe()
+	opaque.Report(c, http.StateNew)
+	opaque.Each(func(c *Conn, _ State) {
+		c.Cut()
+		eventually(t, "it is closed", func() bool { return c.State().Closed() })
+	})
+	opaque.Report(c, http.StateClosed) // net/http notices
+	open(0)
 	n := opaque.Counts()
-	if n.Fates[Served] != 1 || n.Fates[Hijacked] != 1 || n.Queued != 2 || len(o.take()) != 2 {
+	if n.Fates[Served] != 1 || n.Fates[Hijacked] != 1 || n.Fates[Cut] != 1 || n.Queued != 3 || len(o.take()) != 3 {
 		t.Errorf("%+v", n)
 	}
 }

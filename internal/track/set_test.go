@@ -278,8 +278,12 @@ func TestQuietSinceTheStop(t *testing.T) {
 		t.Error("it became idle later")
 	}
 	set.BeginStop()
-	if c.QuietSince() <= idle {
+	stopped := c.QuietSince()
+	if stopped <= idle {
 		t.Error("quiet since before the stop")
+	}
+	if set.BeginStop(); c.QuietSince() != stopped {
+		t.Error("the stop began twice")
 	}
 	c.Close()
 }
