@@ -28,6 +28,7 @@ type Master struct {
 	signals chan os.Signal
 	caught  []os.Signal   // that come there
 	done    chan struct{} // closed when the owner has returned
+	gone    chan struct{} // closed when Run returns
 	hooks   *queue
 	manager *queue // what is sent to the service manager
 	sd      *sdnotify.Notifier
@@ -54,6 +55,7 @@ type Master struct {
 	replace   func() // replaces this process when it can be done; nil if nobody wants that
 	upgrading bool
 	trials    sync.WaitGroup
+	evictions sync.WaitGroup
 	over      bool
 	result    error
 }
@@ -66,6 +68,7 @@ func newMaster(opts Options) *Master {
 		events:   make(chan func(), 64),
 		signals:  make(chan os.Signal, 16),
 		done:     make(chan struct{}),
+		gone:     make(chan struct{}),
 		manager:  newQueue(func() {}),
 		began:    time.Now(),
 		procs:    map[fleet.ID]*proc{},

@@ -83,7 +83,7 @@ func (m *Master) spawn(a fleet.Spawn) {
 // used, the master may have closed its own.
 func (m *Master) spec(p *proc) (processSpec, error) {
 	spec := processSpec{
-		setup: workerSetup{Seat: p.seat, Generation: p.generation},
+		setup: workerSetup{Seat: p.seat, Generation: p.generation, Master: os.Getpid(), Path: m.path},
 		procs: cpuShare(m.fleet.Snapshot(time.Now()).Want),
 	}
 	var err error

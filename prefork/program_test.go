@@ -57,6 +57,7 @@ type plan struct {
 	Boot       *planExit     // the function ends the process at once
 	BootUntil  string        // unless this file exists
 	NeverReady bool          // it does not serve
+	NoUsher    bool          // it is ready, and serves and stops by nobody's leave
 	If         string        // file that must exist for NeverReady
 	Dies       *planExit     // it dies when it has served for DiesAfter
 	DiesAfter  time.Duration // see Dies
@@ -377,6 +378,10 @@ func (p plan) serve(ctx context.Context, w *Worker) error {
 		fmt.Fprintln(os.Stderr, "not ready, ever")
 		<-ctx.Done()
 		return nil
+	}
+	if p.NoUsher {
+		w.Ready()
+		return http.Serve(w.Listener(), http.NotFoundHandler())
 	}
 	a := &planApp{plan: p, w: w}
 	srv := &http.Server{

@@ -48,7 +48,10 @@ func runMaster(ctx context.Context, opts Options) error {
 		m.caught = old.signals() // the master before has ignored some for this one's sake
 	}
 	m.catchSignals(m.caught)
-	if err := m.open(old); err != nil {
+	if err := m.open(ctx, old); errors.Is(err, errStopAtBoot) {
+		m.log.Info("prefork: told to stop before it began")
+		return nil
+	} else if err != nil {
 		return err
 	}
 	if m.sd, err = sdnotify.New(os.Getenv); err != nil {
@@ -112,7 +115,9 @@ func (m *Master) shareForLog() string {
 // end gives back what the master holds.
 func (m *Master) end() {
 	m.unpublish()
+	close(m.gone)
 	m.trials.Wait()
+	m.evictions.Wait()
 	m.closeStreams()
 	for _, e := range m.endpoints {
 		e.group.Close()
@@ -159,7 +164,7 @@ func (m *Master) findProgram(old *masterState) error {
 }
 
 // open opens the endpoints, or takes them over from the master before.
-func (m *Master) open(old *masterState) error {
+func (m *Master) open(ctx context.Context, old *masterState) error {
 	if err := m.findProgram(old); err != nil {
 		return err
 	}
@@ -191,7 +196,7 @@ func (m *Master) open(old *masterState) error {
 	for _, want := range wanted {
 		e := &endpoint{name: want.name(), key: want.key()}
 		if !old.take(e) {
-			if e.group, err = openGroup(want, inherited, seats); err != nil {
+			if e.group, err = m.openEndpoint(ctx, want, inherited, seats); err != nil {
 				return fmt.Errorf("prefork: endpoint %s: %w", e.name, err)
 			}
 			if want.Network == "unix" || want.Open != nil {

@@ -277,6 +277,17 @@ func (w *Worker) orphaned() {
 	w.log.Warn("prefork: the master is gone, stopping")
 }
 
+// hurry ends a delay before the stop of a worker without a master, as another one
+// waits for its sockets.
+func (w *Worker) hurry() {
+	w.mu.Lock()
+	stopping := w.level >= fleet.LevelStop
+	w.mu.Unlock()
+	if stopping {
+		w.stop(fleet.LevelQuick, true, "another master waits")
+	}
+}
+
 // handle carries out what the master says.
 func (w *Worker) handle(f frame, adopt func(seat int, endpoint string)) error {
 	switch f.Type {
