@@ -346,12 +346,14 @@ func (w *Worker) run(f func(context.Context, *Worker) error) error {
 	defer beats.Wait()
 	defer close(w.ended)
 	defer w.cancel(context.Canceled)
-	defer func() {
-		for _, l := range w.listeners {
-			l.Close()
-		}
-	}()
+	defer w.closeListeners()
 	return f(w.ctx, w)
+}
+
+func (w *Worker) closeListeners() {
+	for _, l := range w.listeners {
+		l.Close()
+	}
 }
 
 // interrupt is leave for a person at a terminal, who does not want to wait for
