@@ -73,7 +73,8 @@
 //     before Run are such; endpoints of [Options], also those with an Open
 //     function, are not.
 //   - "address … is not free": another program listens there. Without this check,
-//     two of the same user would share the connections.
+//     two of the same user would share the connections. Workers that a killed
+//     master has left behind are told to leave and waited for (Linux).
 //   - A client of HTTP/2, or behind a proxy with a pool, stays with the worker
 //     that it has met. Few, long-lived connections spread unevenly over workers:
 //     have fewer workers then.

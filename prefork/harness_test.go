@@ -515,6 +515,17 @@ func (r *running) gone() int {
 	return exit.ExitCode()
 }
 
+// ended waits until processes are gone.
+func (r *running) ended(pids []int) {
+	r.t.Helper()
+	for deadline := time.Now().Add(patience); len(pids) > 0; time.Sleep(10 * time.Millisecond) {
+		pids = slices.DeleteFunc(pids, func(pid int) bool { return syscall.Kill(pid, 0) != nil })
+		if time.Now().After(deadline) {
+			r.t.Fatalf("processes %v are still there", pids)
+		}
+	}
+}
+
 // stop stops the program and checks its status.
 func (r *running) stop() {
 	r.t.Helper()

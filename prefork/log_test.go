@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -92,12 +91,7 @@ func TestMasterDiesNobodyReads(t *testing.T) {
 	workers := pidsOf(r.stats())
 	r.fillLog()
 	r.kill(r.pid(), syscall.SIGKILL)
-	for deadline := time.Now().Add(patience); len(workers) > 0; time.Sleep(10 * time.Millisecond) {
-		workers = slices.DeleteFunc(workers, func(pid int) bool { return syscall.Kill(pid, 0) != nil })
-		if time.Now().After(deadline) {
-			t.Fatalf("workers %v are still there", workers)
-		}
-	}
+	r.ended(workers)
 	r.resumeLog()
 	r.gone()
 }

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/asynclog"
@@ -28,34 +29,39 @@ type Master struct {
 	signals chan os.Signal
 	caught  []os.Signal   // that come there
 	done    chan struct{} // closed when the owner has returned
+	gone    chan struct{} // closed when Run returns
 	hooks   *queue
 	manager *queue // what is sent to the service manager
 	sd      *sdnotify.Notifier
 	began   time.Time
 
-	fleet     *fleet.Fleet
-	endpoints []*endpoint
-	procs     map[fleet.ID]*proc
-	strays    map[*stream]bool // of workers that are gone
-	out       *asynclog.Writer // standard error, for what workers write
-	programs  map[int]*program // by generation
-	path      string           // of the program's file
-	dir       string           // of new workers, maybe a symbolic link
-	waiters   map[int]chan error
-	tickets   int
-	takenBack string // see Stats
-	spawning  int    // processes about to be started
-	closing   bool   // the sockets have been closed, the fleet stops
-	status    string
-	fed       time.Time // when the watchdog was fed
-	watchdog  time.Duration
-	due       time.Time // when the goroutine was last at work, or will be again
-	terms     burst
-	replace   func() // replaces this process when it can be done; nil if nobody wants that
-	upgrading bool
-	trials    sync.WaitGroup
-	over      bool
-	result    error
+	fleet      *fleet.Fleet
+	endpoints  []*endpoint
+	procs      map[fleet.ID]*proc
+	strays     map[*stream]bool // of workers that are gone
+	out        *asynclog.Writer // standard error, for what workers write
+	programs   map[int]*program // by generation
+	path       string           // of the program's file
+	dir        string           // of new workers, maybe a symbolic link
+	waiters    map[int]chan error
+	tickets    int
+	takenBack  string // see Stats
+	spawning   int    // processes about to be started
+	closing    bool   // the sockets have been closed, the fleet stops
+	status     string
+	fed        time.Time // when the watchdog was fed
+	watchdog   time.Duration
+	due        time.Time // when the goroutine was last at work, or will be again
+	terms      burst
+	replace    func() // replaces this process when it can be done; nil if nobody wants that
+	upgrading  bool
+	trials     sync.WaitGroup
+	evictions  sync.WaitGroup
+	reopenLog  chan struct{}
+	pidFile    pidFile
+	credential *syscall.Credential // of workers
+	over       bool
+	result     error
 }
 
 var errMasterGone = errors.New("prefork: the master has ended")
@@ -63,16 +69,18 @@ var errMasterGone = errors.New("prefork: the master has ended")
 func newMaster(opts Options) *Master {
 	m := &Master{
 		opts: opts, log: opts.Logger.With("master", os.Getpid()),
-		events:   make(chan func(), 64),
-		signals:  make(chan os.Signal, 16),
-		done:     make(chan struct{}),
-		manager:  newQueue(func() {}),
-		began:    time.Now(),
-		procs:    map[fleet.ID]*proc{},
-		strays:   map[*stream]bool{},
-		out:      asynclog.NewWriter(os.Stderr, "prefork", outPatience),
-		programs: map[int]*program{},
-		waiters:  map[int]chan error{},
+		events:    make(chan func(), 64),
+		signals:   make(chan os.Signal, 16),
+		done:      make(chan struct{}),
+		gone:      make(chan struct{}),
+		reopenLog: make(chan struct{}, 1),
+		manager:   newQueue(func() {}),
+		began:     time.Now(),
+		procs:     map[fleet.ID]*proc{},
+		strays:    map[*stream]bool{},
+		out:       asynclog.NewWriter(os.Stderr, "prefork", outPatience),
+		programs:  map[int]*program{},
+		waiters:   map[int]chan error{},
 	}
 	m.hooks = newQueue(func() { m.post(func() {}) }) // for an upgrade that waits, see calm
 	return m
@@ -159,6 +167,10 @@ func (m *Master) Restart(ctx context.Context) error {
 
 func (m *Master) restart(ticket int, why string) {
 	m.fleet.Restart(m.now(), ticket)
+	select {
+	case m.reopenLog <- struct{}{}:
+	default:
+	}
 	args := []any{"reason", why}
 	if m.takenBack != "" {
 		args = append(args, "the last one", m.takenBack)
@@ -373,6 +385,7 @@ func (m *Master) carryOut(a fleet.Action) {
 		status := m.summary() // m.status may have changed when it is sent
 		m.status = status
 		m.manage(func() error { return m.sd.Ready(status) })
+		m.hooks.add(m.writePIDFile)
 	case fleet.RestartDone:
 		m.restartDone(a)
 	case fleet.Over:

@@ -20,6 +20,9 @@ func (*Master) Restart(context.Context) error { return errNoMaster }
 // Upgrade is not supported on this system.
 func (*Master) Upgrade(context.Context) error { return errNoMaster }
 
+// ReopenLog is not supported on this system.
+func (*Master) ReopenLog() error { return errNoMaster }
+
 // Scale is not supported on this system.
 func (*Master) Scale(int) error { return errNoMaster }
 

@@ -95,6 +95,24 @@ type Options struct {
 	// fails when it returns an error, or not within half of HeartbeatTimeout.
 	Health func(ctx context.Context) error
 
+	// User and Group are whom the workers run as, by name or number, if the master
+	// runs as root, to bind a low port for one. The workers get the user's groups,
+	// and its main one if Group is empty. Without a master they are not used.
+	User, Group string
+
+	// PIDFile, if not empty, is a file that has the master's process ID, and a line
+	// end, from when all seats serve until it ends, also through upgrades. It is
+	// not removed if it has become another's.
+	PIDFile string
+
+	// LogFile, if not empty, is a file to which all is appended that the master and
+	// the workers write to standard output and standard error from when the
+	// sockets are open on. When it has been moved, as for rotation, it is opened
+	// anew within about a second, and by a restart or [Master.ReopenLog] at once.
+	// A relative path, here and above, is relative to the directory that the
+	// program was started in.
+	LogFile string
+
 	// Hooks are called in the master.
 	Hooks Hooks
 

@@ -83,8 +83,8 @@ func (m *Master) spawn(a fleet.Spawn) {
 // used, the master may have closed its own.
 func (m *Master) spec(p *proc) (processSpec, error) {
 	spec := processSpec{
-		setup: workerSetup{Seat: p.seat, Generation: p.generation},
-		procs: cpuShare(m.fleet.Snapshot(time.Now()).Want),
+		setup: workerSetup{Seat: p.seat, Generation: p.generation, Master: os.Getpid(), Path: m.path},
+		procs: cpuShare(m.fleet.Snapshot(time.Now()).Want), credential: m.credential, stdout: m.opts.LogFile != "",
 	}
 	var err error
 	if spec.program, err = m.programs[p.generation].clone(); err != nil {

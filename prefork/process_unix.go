@@ -26,9 +26,11 @@ const (
 
 // processSpec is what a worker is started with. It owns its descriptors.
 type processSpec struct {
-	program *program
-	setup   workerSetup
-	procs   int
+	program    *program
+	setup      workerSetup
+	procs      int
+	credential *syscall.Credential
+	stdout     bool // goes where standard error goes
 }
 
 func (s processSpec) close() {
@@ -77,6 +79,9 @@ func startProcess(spec processSpec) (*started, error) {
 	setup := spec.setup
 	files := []uintptr{0, 1, w.Fd(), uintptr(theirs), 2}
 	setup.Control, setup.Stderr = 3, 4
+	if spec.stdout {
+		files[1] = w.Fd()
+	}
 	setup.Sockets = slices.Clone(setup.Sockets)
 	for i := range setup.Sockets {
 		files = append(files, uintptr(setup.Sockets[i].FD))
@@ -100,6 +105,9 @@ func startProcess(spec processSpec) (*started, error) {
 		return name == workerEnv || name == masterEnv || name == checkEnv || name == "PWD" && spec.program.dir != ""
 	})
 	attr := &syscall.ProcAttr{Env: append(env, workerEnv+"="+string(value)), Files: files}
+	if spec.credential != nil {
+		attr.Sys = &syscall.SysProcAttr{Credential: spec.credential}
+	}
 	if dir := spec.program.dir; dir != "" {
 		attr.Dir = dir
 		attr.Env = append(attr.Env, "PWD="+dir)

@@ -41,6 +41,10 @@ type plan struct {
 	Addr    string
 	Listen  []planEndpoint
 	Dir     string
+	PIDFile string
+	LogFile string
+	User    string
+	Group   string
 	Chdir   string // main goes there before Run
 	TLS     bool
 
@@ -57,6 +61,7 @@ type plan struct {
 	Boot       *planExit     // the function ends the process at once
 	BootUntil  string        // unless this file exists
 	NeverReady bool          // it does not serve
+	NoUsher    bool          // it is ready, and serves and stops by nobody's leave
 	If         string        // file that must exist for NeverReady
 	Dies       *planExit     // it dies when it has served for DiesAfter
 	DiesAfter  time.Duration // see Dies
@@ -209,7 +214,7 @@ func (e *planExit) end() int {
 
 func (p plan) options() (Options, error) {
 	o := Options{
-		Workers: p.Workers, Addr: p.Addr, Dir: p.Dir,
+		Workers: p.Workers, Addr: p.Addr, Dir: p.Dir, PIDFile: p.PIDFile, LogFile: p.LogFile, User: p.User, Group: p.Group,
 		BootTimeout: p.BootTimeout, FirstBootTimeout: p.FirstBootTimeout, HeartbeatTimeout: p.HeartbeatTimeout, StopTimeout: p.StopTimeout,
 		Probation: p.Probation, Canary: p.Canary, CrashWindow: p.CrashWindow,
 		MaxSurge: p.MaxSurge, MaxCrashes: p.MaxCrashes, Recycle: p.Recycle,
@@ -336,6 +341,8 @@ func obey(m *Master) {
 				err = m.Upgrade(context.Background())
 			case "scale":
 				err = m.Scale(c.N)
+			case "reopen":
+				err = m.ReopenLog()
 			case "recycle":
 				err = m.Recycle(c.N)
 			case "stats":
@@ -377,6 +384,10 @@ func (p plan) serve(ctx context.Context, w *Worker) error {
 		fmt.Fprintln(os.Stderr, "not ready, ever")
 		<-ctx.Done()
 		return nil
+	}
+	if p.NoUsher {
+		w.Ready()
+		return http.Serve(w.Listener(), http.NotFoundHandler())
 	}
 	a := &planApp{plan: p, w: w}
 	srv := &http.Server{
@@ -490,6 +501,10 @@ func (a *planApp) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		json.NewEncoder(rw).Encode(map[string]any{
 			"own": own, "child": strings.Split(strings.TrimSpace(string(child)), "\n"), "procs": runtime.GOMAXPROCS(0), "open": string(open),
 		})
+		return
+	case "/ids":
+		groups, err := os.Getgroups()
+		fmt.Fprintln(rw, os.Getuid(), os.Geteuid(), os.Getgid(), os.Getegid(), groups, err)
 		return
 	case "/names":
 		var names []string

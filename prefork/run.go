@@ -83,13 +83,26 @@ func runSingle(ctx context.Context, opts Options, f func(ctx context.Context, w 
 		opts.HeartbeatTimeout = min(opts.HeartbeatTimeout, watchdog)
 	}
 	w := newWorker(ctx, opts, 0, 0)
-	w.link = &standIn{sd: sd, watchdog: watchdog > 0}
-	if err := w.listen(); err != nil {
-		for _, l := range w.listeners {
-			l.Close()
-		}
+	pid, err := opts.pidFile()
+	if err != nil {
 		return err
 	}
+	w.link = &standIn{sd: sd, watchdog: watchdog > 0, pid: pid, log: w.log}
+	if err := w.listen(); err != nil {
+		w.closeListeners()
+		return err
+	}
+	endLog, err := opts.startLog(opts.Logger, nil)
+	if err != nil {
+		w.closeListeners()
+		return err
+	}
+	defer endLog()
+	defer func() {
+		if err := pid.remove(); err != nil {
+			w.log.Warn("prefork: cannot remove the PID file", "error", err)
+		}
+	}()
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, notIgnored(os.Interrupt, syscall.SIGTERM)...)
 	defer signal.Stop(signals)
@@ -119,6 +132,8 @@ func runSingle(ctx context.Context, opts Options, f func(ctx context.Context, w 
 type standIn struct {
 	sd       *sdnotify.Notifier
 	watchdog bool
+	pid      pidFile
+	log      *slog.Logger
 	ready    bool
 	mu       sync.Mutex
 }
@@ -128,6 +143,9 @@ func (s *standIn) send(f frame, _ ...int) error {
 	defer s.mu.Unlock()
 	if f.Ready && !s.ready {
 		s.ready = true
+		if err := s.pid.write(); err != nil {
+			s.log.Error("prefork: cannot write the PID file", "error", err)
+		}
 		return s.sd.Ready("serving")
 	}
 	if s.watchdog && f.Beat != nil && f.Beat.Progress {

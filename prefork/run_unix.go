@@ -48,9 +48,17 @@ func runMaster(ctx context.Context, opts Options) error {
 		m.caught = old.signals() // the master before has ignored some for this one's sake
 	}
 	m.catchSignals(m.caught)
-	if err := m.open(old); err != nil {
+	if err := m.open(ctx, old); errors.Is(err, errStopAtBoot) {
+		m.log.Info("prefork: told to stop before it began")
+		return nil
+	} else if err != nil {
 		return err
 	}
+	endLog, err := opts.startLog(m.log, m.reopenLog)
+	if err != nil {
+		return err
+	}
+	defer endLog()
 	if m.sd, err = sdnotify.New(os.Getenv); err != nil {
 		m.log.Warn("prefork: service manager", "error", err)
 	}
@@ -112,7 +120,9 @@ func (m *Master) shareForLog() string {
 // end gives back what the master holds.
 func (m *Master) end() {
 	m.unpublish()
+	close(m.gone)
 	m.trials.Wait()
+	m.evictions.Wait()
 	m.closeStreams()
 	for _, e := range m.endpoints {
 		e.group.Close()
@@ -121,6 +131,9 @@ func (m *Master) end() {
 		p.close()
 	}
 	m.hooks.close(hookTimeout)
+	if err := m.pidFile.remove(); err != nil {
+		m.log.Warn("prefork: cannot remove the PID file", "error", err)
+	}
 	m.manager.close(hookTimeout)
 	m.sd.Close()
 	m.flushLog()
@@ -158,9 +171,33 @@ func (m *Master) findProgram(old *masterState) error {
 	return nil
 }
 
+// findIdentity finds out whom the workers run as, and where the master's process ID
+// goes.
+func (m *Master) findIdentity(old *masterState) (err error) {
+	if m.credential, err = m.opts.credential(); err != nil {
+		return err
+	}
+	if m.pidFile, err = m.opts.pidFile(); err != nil {
+		return err
+	}
+	if old != nil && old.PIDFile != string(m.pidFile) {
+		return pidFile(old.PIDFile).remove()
+	}
+	return nil
+}
+
+func (m *Master) writePIDFile() {
+	if err := m.pidFile.write(); err != nil {
+		m.log.Error("prefork: cannot write the PID file", "error", err)
+	}
+}
+
 // open opens the endpoints, or takes them over from the master before.
-func (m *Master) open(old *masterState) error {
+func (m *Master) open(ctx context.Context, old *masterState) error {
 	if err := m.findProgram(old); err != nil {
+		return err
+	}
+	if err := m.findIdentity(old); err != nil {
 		return err
 	}
 	inherited, err := m.opts.systemdSockets()
@@ -191,7 +228,7 @@ func (m *Master) open(old *masterState) error {
 	for _, want := range wanted {
 		e := &endpoint{name: want.name(), key: want.key()}
 		if !old.take(e) {
-			if e.group, err = openGroup(want, inherited, seats); err != nil {
+			if e.group, err = m.openEndpoint(ctx, want, inherited, seats); err != nil {
 				return fmt.Errorf("prefork: endpoint %s: %w", e.name, err)
 			}
 			if want.Network == "unix" || want.Open != nil {

@@ -11,6 +11,8 @@ const workerEnv = "USHER_PREFORK_WORKER"
 // workerSetup is the value of workerEnv.
 type workerSetup struct {
 	Seat       int            `json:"seat"`
+	Master     int            `json:"master"` // its process ID
+	Path       string         `json:"path"`   // of the program, as the master knows it
 	Generation int            `json:"generation"`
 	Control    int            `json:"control"` // descriptors
 	Stderr     int            `json:"stderr"`

@@ -50,6 +50,7 @@ type masterState struct {
 	Streams   []streamState   `json:"streams,omitempty"` // of workers that are gone
 	Reason    string          `json:"reason"`
 	Signals   []int           `json:"signals"` // that the master catches
+	PIDFile   string          `json:"pid_file,omitempty"`
 }
 
 func (s *masterState) signals() []os.Signal {
@@ -284,7 +285,7 @@ func (m *Master) execute(why string) error {
 // replaceImage is the system call with what it needs. It returns only on error.
 func (m *Master) replaceImage(why string) error {
 	now := time.Now()
-	s := masterState{Version: stateVersion, Path: m.path, Workers: m.opts.Workers, Fleet: m.fleet.State(now), Reason: why}
+	s := masterState{Version: stateVersion, Path: m.path, Workers: m.opts.Workers, Fleet: m.fleet.State(now), Reason: why, PIDFile: string(m.pidFile)}
 	s.Seats = len(s.Fleet.Seats)
 	for _, caught := range m.caught {
 		if n, ok := caught.(syscall.Signal); ok {

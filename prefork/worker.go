@@ -277,6 +277,17 @@ func (w *Worker) orphaned() {
 	w.log.Warn("prefork: the master is gone, stopping")
 }
 
+// hurry ends a delay before the stop of a worker without a master, as another one
+// waits for its sockets.
+func (w *Worker) hurry() {
+	w.mu.Lock()
+	stopping := w.level >= fleet.LevelStop
+	w.mu.Unlock()
+	if stopping {
+		w.stop(fleet.LevelQuick, true, "another master waits")
+	}
+}
+
 // handle carries out what the master says.
 func (w *Worker) handle(f frame, adopt func(seat int, endpoint string)) error {
 	switch f.Type {
@@ -335,12 +346,14 @@ func (w *Worker) run(f func(context.Context, *Worker) error) error {
 	defer beats.Wait()
 	defer close(w.ended)
 	defer w.cancel(context.Canceled)
-	defer func() {
-		for _, l := range w.listeners {
-			l.Close()
-		}
-	}()
+	defer w.closeListeners()
 	return f(w.ctx, w)
+}
+
+func (w *Worker) closeListeners() {
+	for _, l := range w.listeners {
+		l.Close()
+	}
 }
 
 // interrupt is leave for a person at a terminal, who does not want to wait for

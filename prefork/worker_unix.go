@@ -125,6 +125,8 @@ func (p *workerProcess) watchSignals() {
 				p.w.leave(signalName(s))
 			case s == os.Interrupt && p.w.alone():
 				p.w.interrupt(signalName(s))
+			case s == hurrySignal && p.w.alone():
+				p.w.hurry()
 			}
 		case <-p.done:
 			return
