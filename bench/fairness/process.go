@@ -22,7 +22,6 @@ const childEnv = "USHER_FAIRNESS_CHILD"
 type Spec struct {
 	Contender string
 	Limits    Limits        // without Exempt
-	Work      int           // rounds of [Work] for each request
 	Sleep     time.Duration // for each request
 	HTTP2     bool          // without TLS, besides HTTP/1
 	Timed     bool          // answers have a ServiceHeader
@@ -63,7 +62,6 @@ func serveChild(text string) error {
 		if spec.Timed {
 			began = time.Now()
 		}
-		Work(spec.Work)
 		time.Sleep(spec.Sleep)
 		if spec.Timed {
 			w.Header().Set(ServiceHeader, time.Since(began).String())

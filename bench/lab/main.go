@@ -41,7 +41,7 @@ var experiments = []experiment{
 	{"stale-code", "workers restart under load: who still answers with the old code?", runStaleCode},
 	{"crash", "a worker, then the master, is killed under load", runCrash},
 	{"rolls", "backends are restarted one by one behind nginx, HAProxy and Caddy", runRolls},
-	{"overload", "an open loop of half to ten times capacity", runOverload},
+	{"overload", "an open loop of 0.9 to ten times capacity, clients that give up", runOverload},
 	{"limiter", "no incident: what a limiter costs, beside its peers", runLimiter},
 }
 

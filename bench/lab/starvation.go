@@ -27,6 +27,9 @@ const (
 	// starveNoise is the part by which the P99 of equals differ, on a quiet
 	// machine and on one that others use, too.
 	starveNoise, starveDisturbed = 0.1, 1.0
+	// disturbing is the part of the CPUs' time from which on others on the
+	// machine spoil a figure.
+	disturbing = 0.1
 )
 
 // A starvation is one server, and what its clients saw.

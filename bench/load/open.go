@@ -23,6 +23,8 @@ type Open struct {
 
 	Duration time.Duration // in which requests are due
 	Timeout  time.Duration // of a request, from when it was due; a minute if zero
+	// Patience, if not nil, is the Timeout of each request, by chance.
+	Patience func(*rand.Rand) time.Duration
 	Bound    time.Duration // of an answer that is not Late; 0 for none
 	// MaxWaiting bounds the requests under way; 10,000 if zero. One that is
 	// due above it waits for its turn, and its time counts.
@@ -83,9 +85,13 @@ func (o Open) Run(ctx context.Context) (*Result, error) {
 		}
 		rec.result.Behind = max(rec.result.Behind, time.Since(due))
 		places <- struct{}{} // those under way end by their deadlines
+		timeout := o.Timeout
+		if o.Patience != nil {
+			timeout = o.Patience(random)
+		}
 		wg.Go(func() {
 			x := new(Exchange)
-			do(x, due.Add(o.Timeout))
+			do(x, due.Add(timeout))
 			rec.record(x, due)
 			<-places
 		})
