@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 
+	"github.com/seed-235859eb/usher/internal/goaway"
 	"github.com/seed-235859eb/usher/internal/track"
 )
 
@@ -16,7 +17,7 @@ func (s *Server) chain() {
 			h = http.DefaultServeMux
 		}
 		s.http.Handler = s.handler(h)
-		if s.limiter != nil {
+		if s.limiter != nil || s.http.ConnContext != nil {
 			s.http.ConnContext = s.connContext(s.http.ConnContext)
 		}
 		s.http.ConnState = s.connState(s.http.ConnState)
@@ -27,10 +28,14 @@ func (s *Server) chain() {
 
 func (s *Server) connContext(user func(context.Context, net.Conn) context.Context) func(context.Context, net.Conn) context.Context {
 	return func(ctx context.Context, c net.Conn) context.Context {
+		c, _ = goaway.Plain(c)
 		if user != nil {
 			if ctx = user(ctx, c); ctx == nil {
 				return nil // net/http says what is wrong
 			}
+		}
+		if s.limiter == nil {
+			return ctx
 		}
 		return ConnContext(ctx, c)
 	}
@@ -39,7 +44,8 @@ func (s *Server) connContext(user func(context.Context, net.Conn) context.Contex
 func (s *Server) connState(user func(net.Conn, http.ConnState)) func(net.Conn, http.ConnState) {
 	return func(c net.Conn, state http.ConnState) {
 		if user != nil {
-			user(c, state)
+			plain, _ := goaway.Plain(c)
+			user(plain, state)
 		}
 		s.noteState(c, state)
 	}
@@ -49,6 +55,10 @@ func (s *Server) baseContext(user func(net.Listener) context.Context) func(net.L
 	return func(l net.Listener) context.Context {
 		s.baseAsked.Store(true)
 		ctx := context.Background()
+		l, real := s.enterDoor(l)
+		if !real {
+			return ctx
+		}
 		if user != nil {
 			if ctx = user(l); ctx == nil {
 				return nil // net/http says what is wrong

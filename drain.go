@@ -76,10 +76,12 @@ func (s *Server) drain(ctx context.Context, cause stopCause, closed <-chan drain
 		if closed == nil {
 			if _, leaving := s.open(); leaving == 0 {
 				wait := s.unsettled(settle, grace)
-				if wait <= 0 {
+				if wait <= 0 && s.goodbyes.Through() {
 					return g
 				}
-				http2.Reset(wait)
+				if wait > 0 {
+					http2.Reset(wait)
+				}
 			}
 		}
 		select {

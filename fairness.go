@@ -214,7 +214,7 @@ func (l *Limiter) turnAway(w http.ResponseWriter, r *http.Request, v limit.Verdi
 			h.Set("Connection", "close")
 		}
 	}
-	if own, ok := r.Context().Value(serverKey{}).(*Server); ok && own.Phase() > PhaseLameDuck {
+	if own, ok := r.Context().Value(serverKey{}).(*Server); ok && own.Phase() > PhaseLameDuck && own.mayClose(r) {
 		sayClose(h, r)
 	}
 	// Those who wait now will have been served by then.

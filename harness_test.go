@@ -256,6 +256,9 @@ const (
 	framePing     = 6
 	frameGoAway   = 7
 
+	frameWindowUpdate = 8
+
+	flagAck        = 1
 	flagEndStream  = 1
 	flagEndHeaders = 4
 )
@@ -280,6 +283,7 @@ func (c *rawConn) getStream(stream uint32) {
 type frame struct {
 	typ, flags byte
 	stream     uint32
+	payload    string
 }
 
 func (c *rawConn) readFrame() (frame, error) {
@@ -287,11 +291,11 @@ func (c *rawConn) readFrame() (frame, error) {
 	if _, err := io.ReadFull(c.r, h[:]); err != nil {
 		return frame{}, err
 	}
-	n := int64(binary.BigEndian.Uint32(h[:]) >> 8)
-	if _, err := io.CopyN(io.Discard, c.r, n); err != nil {
+	payload := make([]byte, binary.BigEndian.Uint32(h[:])>>8)
+	if _, err := io.ReadFull(c.r, payload); err != nil {
 		return frame{}, err
 	}
-	return frame{h[3], h[4], binary.BigEndian.Uint32(h[5:])}, nil
+	return frame{h[3], h[4], binary.BigEndian.Uint32(h[5:]), string(payload)}, nil
 }
 
 // readUntil reads frames up to one that matches.
@@ -309,6 +313,27 @@ func (c *rawConn) readUntil(what string, match func(frame) bool) {
 }
 
 func isGoAway(f frame) bool { return f.typ == frameGoAway }
+
+// isFirstStep is for the GOAWAY that refuses nothing.
+func isFirstStep(f frame) bool { return isGoAway(f) && f.lastStream() == 1<<31-1 }
+
+// isSecondStep is for net/http's GOAWAY.
+func isSecondStep(f frame) bool { return isGoAway(f) && f.lastStream() != 1<<31-1 }
+
+func (f frame) lastStream() uint32 { return binary.BigEndian.Uint32([]byte(f.payload)) }
+
+func isPing(f frame) bool { return f.typ == framePing && f.flags&flagAck == 0 }
+
+// answerPing reads up to a PING, and acknowledges it.
+func (c *rawConn) answerPing() {
+	c.t.Helper()
+	var data string
+	c.readUntil("PING", func(f frame) bool {
+		data = f.payload
+		return isPing(f)
+	})
+	c.sendFrame(framePing, flagAck, 0, data)
+}
 
 func endOf(stream uint32) func(frame) bool {
 	return func(f frame) bool {

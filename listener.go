@@ -184,7 +184,11 @@ func underTLS(l net.Listener, opts ListenerOptions, log *slog.Logger) *Listener 
 // from, or nil.
 func listenerUnderTLS(l net.Listener) *Listener {
 	if f, ok := nethttp.TLSInner(l); ok {
-		ours, _ := f.Interface().(*Listener)
+		inner := f.Interface()
+		if w, ok := inner.(interface{ Unwrap() net.Listener }); ok {
+			inner = w.Unwrap() // goaway's
+		}
+		ours, _ := inner.(*Listener)
 		return ours
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 
 	"github.com/felixge/httpsnoop"
 
+	"github.com/seed-235859eb/usher/internal/goaway"
 	"github.com/seed-235859eb/usher/internal/nethttp"
 	"github.com/seed-235859eb/usher/internal/track"
 )
@@ -23,7 +24,7 @@ import (
 func (s *Server) handler(next http.Handler) http.Handler {
 	inner := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s.Phase() <= PhaseServing && s.newcomers.Load() == 0 {
-			next.ServeHTTP(w, r)
+			next.ServeHTTP(plainHijack(w, r), r)
 		} else {
 			s.serveLast(w, r, next)
 		}
@@ -55,7 +56,7 @@ func (s *Server) serveLast(w http.ResponseWriter, r *http.Request, next http.Han
 			return // sent already, or only an informational header comes
 		}
 		wrote, inTime = true, s.Phase() < PhaseHard
-		if code != http.StatusSwitchingProtocols && (s.Phase() > PhaseLameDuck || s.newcomers.Load() > 0) {
+		if code != http.StatusSwitchingProtocols && (s.Phase() > PhaseLameDuck || s.newcomers.Load() > 0) && s.mayClose(r) {
 			sayClose(w.Header(), r)
 		}
 	}
@@ -76,6 +77,7 @@ func (s *Server) serveLast(w http.ResponseWriter, r *http.Request, next http.Han
 			return func() (net.Conn, *bufio.ReadWriter, error) {
 				c, rw, err := f()
 				wrote = wrote || err == nil
+				c, _ = goaway.Plain(c)
 				return c, rw, err
 			}
 		},

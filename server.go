@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/asynclog"
+	"github.com/seed-235859eb/usher/internal/goaway"
 	"github.com/seed-235859eb/usher/internal/supervised"
 	"github.com/seed-235859eb/usher/internal/track"
 )
@@ -77,6 +78,7 @@ type Server struct {
 	requests  requestTable
 	aborted   atomic.Int64 // HTTP/1 responses that were cut though their handlers had returned
 	newcomers atomic.Int32 // connections that wait for a place among MaxConns
+	goodbyes  goaway.Group // of HTTP/2 connections
 	endsHTTP  atomic.Bool  // the stop has called, or is about to, Shutdown or Close of http
 	baseAsked atomic.Bool  // net/http has called our BaseContext
 
@@ -90,6 +92,7 @@ type Server struct {
 	err        error      // what is wrong with the options
 	listeners  []*Listener
 	former     formerCounts // of listeners that are not among these any more
+	door       *goaway.Door // to HTTP/2 over TLS; nil until something is served
 	hooks      []hook
 	hooksRun   bool                      // all of them have
 	onDrain    []func()                  // see RegisterOnShutdown
@@ -130,6 +133,7 @@ func Wrap(srv *http.Server, opts Options) *Server {
 	}
 	s.log = slog.New(s.logging)
 	s.opaque = track.NewOpaque(opaqueOwner{s})
+	s.goodbyes.Changed = s.connsChanged
 	if srv == nil {
 		s.err = errors.New("usher: Wrap: the http.Server is nil")
 		return s
@@ -161,14 +165,14 @@ func Wrap(srv *http.Server, opts Options) *Server {
 // the stop began before it was called; how the stop went is what Shutdown and
 // Run return. Any other error is Accept's, and ends this call alone.
 func (s *Server) Serve(l net.Listener) error {
-	return s.serve(l, s.http.Serve)
+	return s.serve(l, func(l net.Listener) error { return s.door.Serve(l) })
 }
 
 // ServeTLS is Serve for TLS connections, with files and TLSConfig as
 // [http.Server.ServeTLS] takes them.
 func (s *Server) ServeTLS(l net.Listener, certFile, keyFile string) error {
 	return s.serve(l, func(l net.Listener) error {
-		return s.http.ServeTLS(l, certFile, keyFile)
+		return s.door.ServeTLS(l, certFile, keyFile)
 	})
 }
 
@@ -283,12 +287,14 @@ func (s *Server) adopt(l *Listener) {
 	}
 	s.forgetSpent()
 	l.observe(s)
+	s.followHTTP2(l)
 	s.listeners = append(s.listeners, l)
 	if below := l.under(); below != nil {
 		s.adopt(below)
 	}
 	if s.Phase() >= PhaseGate {
 		l.markStopping()
+		l.conns.LeaveHTTP2(&s.goodbyes)
 	}
 }
 

@@ -101,6 +101,9 @@ type Report struct {
 	Hijacked int `json:"hijacked"` // closed by the handler that had taken them over
 	Cut      int `json:"cut"`      // still there when time was up
 
+	HTTP2        int `json:"http2"`          // of these, spoke HTTP/2
+	HTTP2OneStep int `json:"http2_one_step"` // of those, left with net/http's one GOAWAY; see the package documentation
+
 	// CutRequests names requests that were in flight when time was up, those in
 	// flight longest first: method, path and age. It is bounded.
 	CutRequests []string `json:"cut_requests,omitempty"`
@@ -114,6 +117,7 @@ func (r *Report) logArgs() []any {
 	return []any{
 		"reason", r.Reason, "took", r.Took, "guarantee", r.Guarantee.String(), "gate", r.Gate, "gate_reason", r.GateReason, "open", r.Open, "queued", r.Queued,
 		"served", r.Served, "hung_up", r.HungUp, "idle", r.Idle, "hijacked", r.Hijacked, "cut", r.Cut,
+		"http2", r.HTTP2, "http2_one_step", r.HTTP2OneStep,
 	}
 }
 
@@ -129,6 +133,8 @@ func (s *Server) countFates() Report {
 		r.Idle += int(n.Fates[track.Idle])
 		r.Hijacked += int(n.Fates[track.Hijacked])
 		r.Cut += int(n.Fates[track.Cut])
+		r.HTTP2 += int(n.HTTP2)
+		r.HTTP2OneStep += int(n.OneStep)
 		if set.Stopping() {
 			r.StillOpen += n.Open
 		}

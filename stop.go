@@ -178,9 +178,12 @@ func (s *Server) beginDrain() {
 	s.mu.Unlock()
 	for _, l := range listeners {
 		l.markStopping()
+		l.conns.LeaveHTTP2(&s.goodbyes)
 	}
 	s.opaque.BeginStop()
 	s.opaque.Want(track.Left | track.Quiet | track.Detached)
+	s.opaque.LeaveHTTP2(&s.goodbyes)
+	s.goodbyes.Begun()
 	for _, f := range onDrain {
 		go f()
 	}

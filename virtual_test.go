@@ -412,18 +412,28 @@ func TestHTTP2IsLeftAloneForAMoment(t *testing.T) {
 		c.Close()
 		<-took
 
-		// Silence ends after that moment, and a second for the GOAWAY.
-		v = startVirtualMode(t, h2c, Options{}, ok)
-		c = v.dial()
-		c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-		c.sendFrame(frameSettings, 0, 0, "")
-		synctest.Wait()
-		took = v.shutdown()
-		c.readUntil("GOAWAY", isGoAway)
-		if d := <-took; d != http2Settle+time.Second {
-			t.Errorf("a stop with an idle HTTP/2 connection took %v, want %v", d, http2Settle+time.Second)
+		// Silence ends after that moment, and a second for each GOAWAY: for the
+		// first one, if the client does not answer.
+		for _, answers := range []bool{true, false} {
+			v = startVirtualMode(t, h2c, Options{}, ok)
+			c = v.dial()
+			c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+			c.sendFrame(frameSettings, 0, 0, "")
+			synctest.Wait()
+			took = v.shutdown()
+			c.readUntil("first GOAWAY", isFirstStep)
+			want := http2Settle + time.Second
+			if answers {
+				c.answerPing()
+			} else {
+				want += time.Second
+			}
+			c.readUntil("second GOAWAY", isSecondStep)
+			if d := <-took; d != want {
+				t.Errorf("a stop with an idle HTTP/2 connection that answers (%v) took %v, want %v", answers, d, want)
+			}
+			c.Close()
 		}
-		c.Close()
 	})
 }
 

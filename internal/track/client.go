@@ -7,6 +7,7 @@ import "net/http"
 type client struct {
 	records tlsRecords // if it speaks TLS
 	preface uint8      // bytes of http2Preface seen; 255: something else
+	beyond  int        // bytes that came in one piece with its end, behind it
 	request bool       // part of a request has come since the last one began
 	crlf    uint8      // how many of the bytes that came last are CR or LF, without a gap
 }
@@ -61,6 +62,7 @@ func (cl *client) isPreface(p []byte) bool {
 		return false
 	}
 	cl.preface += uint8(n)
+	cl.beyond = len(p) - n
 	return int(cl.preface) == len(http2Preface)
 }
 

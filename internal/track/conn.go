@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/goaway"
 )
 
 // A Conn is a connection of a [Set]. It behaves as the connection it wraps,
@@ -24,9 +26,10 @@ import (
 type Conn struct {
 	net.Conn // the accepted connection
 
-	set  *Set
-	hook atomic.Pointer[Hook]
-	tls  atomic.Pointer[tls.Conn] // the connection above, as net/http reported it
+	set   *Set
+	hook  atomic.Pointer[Hook]
+	tls   atomic.Pointer[tls.Conn]    // the connection above, as net/http reported it
+	http2 atomic.Pointer[goaway.Conn] // the frames, if they are followed
 
 	index    int32 // in set.conns, -1 when it has left; guarded by set.mu
 	detached bool  // counted in set.detached; guarded by set.mu
@@ -152,6 +155,16 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) {
 	return io.Copy(w, struct{ io.Reader }{c})
 }
 
+// Write writes to the connection.
+func (c *Conn) Write(p []byte) (int, error) {
+	if c.State()&(isHTTP2|overTLS) == isHTTP2 {
+		if h := c.http2.Load(); h != nil {
+			return h.Write(p)
+		}
+	}
+	return c.Conn.Write(p)
+}
+
 // Read reads from the connection.
 func (c *Conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
@@ -244,12 +257,31 @@ func (c *Conn) wait(size int) {
 
 // noteRead notes that p has come.
 func (c *Conn) noteRead(p []byte) {
-	e, ok := c.client.came(c.State(), p)
+	st := c.State()
+	e, ok := c.client.came(st, p)
+	switch {
+	case e == prefaceCame && c.set.wanted(frames):
+		h := goaway.New(c.Conn, len(http2Preface))
+		h.Came(p[len(p)-c.client.beyond:])
+		c.follow(h)
+	case st&(isHTTP2|overTLS) == isHTTP2:
+		if h := c.http2.Load(); h != nil {
+			h.Came(p)
+		}
+	}
 	if !ok {
 		return
 	}
 	if before, now := c.change(e); now.Detached() && !before.Detached() {
 		c.set.detach(c)
+	}
+}
+
+// follow says that c speaks HTTP/2, and that h follows its frames.
+func (c *Conn) follow(h *goaway.Conn) {
+	c.http2.Store(h)
+	if g := c.set.leaving.Load(); g != nil {
+		h.Leave(g)
 	}
 }
 

@@ -9,7 +9,7 @@
 // and the [User] of a connection that its Reads wait. An event that nobody
 // wants costs a load.
 //
-// The package imports nothing of this module. What it takes for granted of
+// Of this module the package imports goaway alone, for HTTP/2. What it takes for granted of
 // net/http's inside stands in nethttp.go, each with a test that fails when a
 // release of Go changes it.
 package track

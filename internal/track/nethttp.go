@@ -4,6 +4,8 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+
+	"github.com/seed-235859eb/usher/internal/goaway"
 )
 
 // What this package takes for granted of the inside of net/http's server, each
@@ -36,6 +38,7 @@ func isBackgroundRead(st State, size int) bool {
 // Report notes what the ConnState callback of net/http said of nc, which is c
 // or a TLS connection on top of it.
 func (c *Conn) Report(nc net.Conn, state http.ConnState) {
+	nc, h := goaway.Plain(nc)
 	switch state {
 	case http.StateNew:
 		if tc, ok := nc.(*tls.Conn); ok && tc != c.Conn {
@@ -43,6 +46,9 @@ func (c *Conn) Report(nc net.Conn, state http.ConnState) {
 		}
 	case http.StateActive:
 		if c.State().Reported() == http.StateNew && negotiatedHTTP2(nc) {
+			if h != nil {
+				c.follow(h)
+			}
 			c.change(http2Found)
 			c.set.detach(c)
 		}
@@ -62,6 +68,7 @@ func (c *Conn) Report(nc net.Conn, state http.ConnState) {
 		}
 	case http.StateHijacked:
 		c.change(nowHijacked)
+		c.http2.Store(nil) // its handler's, like the rest of it
 		if h := c.hook.Load(); h != nil {
 			h.Ended(true)
 		}

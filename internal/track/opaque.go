@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"reflect"
 	"sync"
+
+	"github.com/seed-235859eb/usher/internal/goaway"
 )
 
 // Opaque follows connections that somebody else reads, because a listener
@@ -26,18 +28,19 @@ func NewOpaque(owner Owner) *Opaque {
 // whether it is the first connection. One that cannot be told from others, a
 // struct with a slice in it, is not followed.
 func (o *Opaque) Report(nc net.Conn, state http.ConnState) (first bool) {
-	if !reflect.ValueOf(nc).Comparable() {
+	plain, _ := goaway.Plain(nc)
+	if !reflect.ValueOf(plain).Comparable() {
 		return false
 	}
 	o.mu.Lock()
-	c := o.conns[nc]
+	c := o.conns[plain]
 	switch state {
 	case http.StateNew:
 		c = o.addOpaque(nc)
-		o.conns[nc] = c
+		o.conns[plain] = c
 		first = o.Counts().Accepted == 1
 	case http.StateHijacked, http.StateClosed:
-		delete(o.conns, nc)
+		delete(o.conns, plain)
 	}
 	o.mu.Unlock()
 	if c == nil {

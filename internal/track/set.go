@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/seed-235859eb/usher/internal/goaway"
 )
 
 // Events are what the Owner of a Set may want to hear of.
@@ -22,6 +24,7 @@ const (
 	Detached
 
 	// What a Set notes for itself.
+	frames   // of HTTP/2, see FollowFrames
 	timed    // when connections become quiet
 	stopping // fates
 )
@@ -41,6 +44,8 @@ type Set struct {
 	wants atomic.Uint32 // Events
 	from  atomic.Int64  // since when it is timed; a time.Duration on the Set's clock
 
+	leaving atomic.Pointer[goaway.Group] // nil until HTTP/2 is to leave
+
 	mu       sync.Mutex // guards the following
 	conns    []*Conn    // open, in no order
 	detached int        // of those
@@ -54,6 +59,10 @@ type Counts struct {
 	Queued   uint64 // of those, added after the stop began
 	AtStop   int    // open when the stop began
 	Fates    [Fates]uint64
+
+	// Of those that have a fate:
+	HTTP2   uint64 // spoke HTTP/2
+	OneStep uint64 // of these, with frames that are not followed
 }
 
 // NewSet returns an empty Set. It wants no events.
@@ -64,7 +73,7 @@ func (s *Set) Now() time.Duration { return time.Since(s.epoch) }
 
 // Want has the owner told of the events of e and no others.
 func (s *Set) Want(e Events) {
-	const own = timed | stopping
+	const own = frames | timed | stopping
 	for {
 		old := s.wants.Load()
 		if s.wants.CompareAndSwap(old, old&uint32(own)|uint32(e&^own)) {
@@ -158,10 +167,41 @@ func (s *Set) remove(c *Conn) {
 		s.detached--
 	}
 	if s.wanted(stopping) {
-		s.counts.Fates[c.State().fate()]++
+		s.countFate(c)
 	}
 	s.mu.Unlock()
+	if h := c.http2.Load(); h != nil {
+		h.Close()
+	}
 	s.notice(c, Left)
+}
+
+// countFate counts how c has left. Its caller holds s.mu.
+func (s *Set) countFate(c *Conn) {
+	st := c.State()
+	s.counts.Fates[st.fate()]++
+	if st.HTTP2() {
+		s.counts.HTTP2++
+		if c.http2.Load() == nil {
+			s.counts.OneStep++
+		}
+	}
+}
+
+// FollowFrames has the frames of HTTP/2 connections without TLS followed from
+// now on, so that they can leave in two steps. Those over TLS are followed if
+// net/http reports a [goaway.TLSConn].
+func (s *Set) FollowFrames() { s.wants.Or(uint32(frames)) }
+
+// LeaveHTTP2 begins the first step for the HTTP/2 connections that there are,
+// and for those to come. They are counted in g.
+func (s *Set) LeaveHTTP2(g *goaway.Group) {
+	s.leaving.Store(g)
+	s.Each(func(c *Conn, _ State) {
+		if h := c.http2.Load(); h != nil {
+			h.Leave(g)
+		}
+	})
 }
 
 // detach counts c as one that does not leave by an answer.
