@@ -248,6 +248,9 @@ func TestBypassAtAnyTime(t *testing.T) {
 						}
 					}()
 					eventually(t, "it is seen", func() bool { return rec.contains("called directly") })
+					if how == "Close" { // it has closed the connections when it returns
+						direct <- <-direct
+					}
 					ts.cutLameDuck("test")
 					close(g.release)
 					mute.Close()
