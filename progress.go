@@ -38,6 +38,6 @@ func (s *Server) waitingFor() []any {
 	return []any{
 		"phase", s.Phase().String(),
 		"new", by[http.StateNew], "active", by[http.StateActive], "idle", by[http.StateIdle], "hijacked", by[http.StateHijacked],
-		"oldest", s.requests.oldest(maxNamed),
+		"oldest", s.requests.Oldest(maxNamed),
 	}
 }

@@ -38,8 +38,8 @@ func (s *Server) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.begun.Add(1)
 		defer s.ended.Add(1)
-		e, r := s.requests.begin(r)
-		defer s.requests.end(e)
+		e, r := s.requests.Begin(r, isEventStream(r))
+		defer s.requests.End(e)
 		inner.ServeHTTP(w, r)
 	})
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/seed-235859eb/usher/internal/asynclog"
 	"github.com/seed-235859eb/usher/internal/goaway"
+	"github.com/seed-235859eb/usher/internal/inflight"
 	"github.com/seed-235859eb/usher/internal/supervised"
 	"github.com/seed-235859eb/usher/internal/track"
 )
@@ -75,7 +76,7 @@ type Server struct {
 	phase     atomic.Int32
 	begun     atomic.Uint64 // requests
 	ended     atomic.Uint64 // of those
-	requests  requestTable
+	requests  inflight.Table
 	aborted   atomic.Int64 // HTTP/1 responses that were cut though their handlers had returned
 	newcomers atomic.Int32 // connections that wait for a place among MaxConns
 	goodbyes  goaway.Group // of HTTP/2 connections

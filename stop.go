@@ -135,7 +135,7 @@ func (s *Server) stop(parent context.Context, cause stopCause) {
 	if reached < PhaseFinish || !s.empty(cause) {
 		failed = context.Cause(ctx)
 		s.enterPhase(PhaseHard)
-		inFlight = s.requests.oldest(maxCutNamed)
+		inFlight = s.requests.Oldest(maxCutNamed)
 		s.log.Warn("usher: time is up: what is left is cut", s.waitingFor()...)
 		s.cutAll(parent, grace, cause)
 	}

@@ -37,7 +37,7 @@ func (s *Server) endStreams(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	ends := s.requests.streams()
+	ends := s.requests.Streams(ErrShuttingDown)
 	for _, set := range s.sets() {
 		set.Each(func(c *track.Conn, st track.State) {
 			if st.Reported() == http.StateHijacked {

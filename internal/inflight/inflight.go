@@ -1,4 +1,6 @@
-package usher
+// Package inflight knows which requests are in flight, so that a stop can say
+// what it waits for.
+package inflight
 
 import (
 	"context"
@@ -10,44 +12,45 @@ import (
 	"time"
 )
 
-// requestTable knows which requests are in flight, so that a stop can say what
-// it waits for. It costs a request two uncontended locks and a look at the
-// clock, and allocates nothing once as many have been in flight before.
-type requestTable struct {
+// A Table is the requests in flight. It costs a request two uncontended locks
+// and a look at the clock, and allocates nothing once as many have been in
+// flight before. The zero value is ready. All methods may be called from many
+// goroutines at once.
+type Table struct {
 	next   atomic.Uint32
-	free   sync.Pool // of *requestEntry
-	shards [requestShards]requestShard
+	free   sync.Pool // of *Request
+	shards [shards]shard
 }
 
-// requestShards keeps requests on different processors from waiting for each
+// shards keeps requests on different processors from waiting for each
 // other.
-const requestShards = 16
+const shards = 16
 
-type requestShard struct {
+type shard struct {
 	mu    sync.Mutex
-	first *requestEntry
+	first *Request
 	_     [48]byte // the next shard has a cache line of its own
 }
 
-// A requestEntry is one request. It stays with its shard, whose lock guards it.
-type requestEntry struct {
-	shard      *requestShard
-	prev, next *requestEntry
+// A Request is one request in flight. It stays with its shard, whose lock guards it.
+type Request struct {
+	shard      *shard
+	prev, next *Request
 	method     string
 	path       string
 	since      time.Time
-	cancel     context.CancelCauseFunc // of an event stream, else nil
+	cancel     context.CancelCauseFunc // of a stream, else nil
 }
 
-// begin notes that r is in flight until end is called. It returns r with a
-// context of its own if it asks for an event stream.
-func (t *requestTable) begin(r *http.Request) (*requestEntry, *http.Request) {
-	e, _ := t.free.Get().(*requestEntry)
+// Begin notes that r is in flight until End is called. If stream is set, it
+// returns r with a context of its own, which [Table.Streams] can end.
+func (t *Table) Begin(r *http.Request, stream bool) (*Request, *http.Request) {
+	e, _ := t.free.Get().(*Request)
 	if e == nil {
-		e = &requestEntry{shard: &t.shards[t.next.Add(1)%requestShards]}
+		e = &Request{shard: &t.shards[t.next.Add(1)%shards]}
 	}
 	var cancel context.CancelCauseFunc
-	if isEventStream(r) {
+	if stream {
 		var ctx context.Context
 		ctx, cancel = context.WithCancelCause(r.Context())
 		r = r.WithContext(ctx)
@@ -65,7 +68,8 @@ func (t *requestTable) begin(r *http.Request) (*requestEntry, *http.Request) {
 	return e, r
 }
 
-func (t *requestTable) end(e *requestEntry) {
+// End notes that the request has ended.
+func (t *Table) End(e *Request) {
 	sh := e.shard
 	sh.mu.Lock()
 	if e.prev == nil {
@@ -86,14 +90,15 @@ func (t *requestTable) end(e *requestEntry) {
 	t.free.Put(e)
 }
 
-// streams returns functions that end the event streams in flight.
-func (t *requestTable) streams() (ends []func()) {
+// Streams returns functions that end the contexts of the streams in flight, with
+// the given cause.
+func (t *Table) Streams(cause error) (ends []func()) {
 	for i := range t.shards {
 		sh := &t.shards[i]
 		sh.mu.Lock()
 		for e := sh.first; e != nil; e = e.next {
 			if cancel := e.cancel; cancel != nil {
-				ends = append(ends, func() { cancel(ErrShuttingDown) })
+				ends = append(ends, func() { cancel(cause) })
 			}
 		}
 		sh.mu.Unlock()
@@ -101,9 +106,9 @@ func (t *requestTable) streams() (ends []func()) {
 	return ends
 }
 
-// oldest describes the most requests that have been in flight longest: method,
+// Oldest describes the most requests that have been in flight longest: method,
 // path without query, and age.
-func (t *requestTable) oldest(most int) []string {
+func (t *Table) Oldest(most int) []string {
 	type request struct {
 		what  string
 		since time.Time
