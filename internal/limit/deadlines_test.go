@@ -233,3 +233,28 @@ func TestDeadlineBetweenLimiters(t *testing.T) {
 		}
 	})
 }
+
+// TestDeadlineSetWhileTheClockStands counts from the moment when it was set, as
+// it was set.
+func TestDeadlineSetWhileTheClockStands(t *testing.T) {
+	inBubbles(t, func(t *testing.T, m mode) {
+		const setAt, left = 5 * time.Second, 8 * time.Second
+		ch := choice{name: "set meanwhile", set: func(f func(time.Time) error) error {
+			time.AfterFunc(setAt, func() { f(time.Now().Add(left)) })
+			return nil
+		}}
+		for _, server := range []time.Duration{0, timeout} {
+			for _, kind := range []string{"write", "read"} {
+				for _, late := range []bool{false, true} {
+					pause := setAt + left - resumeAt - 100*time.Millisecond
+					if late {
+						pause += 200 * time.Millisecond
+					}
+					if got := uploadBesideHolder(t, m, server, ch, 1, kind, pause); (got == nil) == late {
+						t.Errorf("%s deadline, timeout %v, pause %v: %v", kind, server, pause, got)
+					}
+				}
+			}
+		}
+	})
+}

@@ -211,3 +211,16 @@ func (u upload) endAt(d time.Duration, size int) {
 		u.w.Close()
 	})
 }
+
+// connect returns a connection, with TLS if the mode has that.
+func (s *server) connect() net.Conn {
+	s.t.Helper()
+	c, err := s.dial(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if s.mode.tls() {
+		c = tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+	}
+	return c
+}
