@@ -52,6 +52,7 @@ var sections = []section{
 	{"throughput", measureThroughput},
 	{"close", measureClose},
 	{"file", measureFile},
+	{"http2", measureHTTP2},
 	{"workers", measureWorkers},
 	{"memory", measureMemory},
 	{"stop", measureStop},

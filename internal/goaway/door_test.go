@@ -174,20 +174,32 @@ func TestDoorOfUnknownProtocol(t *testing.T) {
 
 // TestDoorOfManyListeners: each of them is served, and nothing races.
 func TestDoorOfManyListeners(t *testing.T) {
-	s := start(t, func(*http.Server) {}, false)
+	srv := &http.Server{
+		Handler:   http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }),
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate(t)}},
+		ErrorLog:  log.New(io.Discard, "", 0),
+	}
+	door := NewDoor(srv)
+	srv.BaseContext = func(l net.Listener) context.Context {
+		door.Enter(l)
+		return context.Background()
+	}
+	var all []*served
 	var wg sync.WaitGroup
-	for range 4 {
+	for range 8 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		other := &served{addr: l.Addr().String()}
-		wg.Go(func() { s.door.ServeTLS(l, "", "") })
-		if got := other.get(t, true); got != "HTTP/2.0 true" {
+		all = append(all, &served{addr: l.Addr().String()})
+		wg.Go(func() { door.ServeTLS(l, "", "") })
+	}
+	for _, s := range all {
+		if got := s.get(t, true); got != "HTTP/2.0" {
 			t.Errorf("got %q", got)
 		}
 	}
-	s.srv.Close()
+	srv.Close()
 	wg.Wait()
 }
 

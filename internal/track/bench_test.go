@@ -71,6 +71,13 @@ func BenchmarkSteps(b *testing.B) {
 		_, server := pair(b, "tcp")
 		benchmarkDeadlines(b, server)
 	})
+	response := make([]byte, 120)
+	b.Run("bare/write", func(b *testing.B) {
+		benchmarkWrite(b, struct{ net.Conn }{discard{}}, response)
+	})
+	b.Run("followed/write", func(b *testing.B) {
+		benchmarkWrite(b, NewSet(nobody{}).Add(discard{}), response)
+	})
 	b.Run("followed/states", func(b *testing.B) {
 		_, server := pair(b, "tcp")
 		b.ReportAllocs()
@@ -195,5 +202,17 @@ func TestUser(t *testing.T) {
 	expect("closed twice", 2, 1, 1, 1)
 	if *second != (user{hook: second.hook}) {
 		t.Error("the second user was told")
+	}
+}
+
+// discard is a connection to nobody.
+type discard struct{ net.Conn }
+
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+
+func benchmarkWrite(b *testing.B, c net.Conn, p []byte) {
+	b.ReportAllocs()
+	for b.Loop() {
+		c.Write(p)
 	}
 }

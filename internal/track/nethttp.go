@@ -68,7 +68,9 @@ func (c *Conn) Report(nc net.Conn, state http.ConnState) {
 		}
 	case http.StateHijacked:
 		c.change(nowHijacked)
-		c.http2.Store(nil) // its handler's, like the rest of it
+		if h := c.http2.Swap(nil); h != nil {
+			h.Close() // its frames are its handler's
+		}
 		if h := c.hook.Load(); h != nil {
 			h.Ended(true)
 		}
