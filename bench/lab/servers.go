@@ -90,7 +90,7 @@ var (
 	// allServe is written by the master of usher/prefork.
 	allServe = regexp.MustCompile(`prefork: all seats serve`)
 	// workerListens is written by each worker of Go.
-	workerListens = regexp.MustCompile(`msg=listening addr=(\S+) pid=(\d+)`)
+	workerListens = regexp.MustCompile(`msg=listening .*\baddr=(\S+) pid=(\d+)`)
 )
 
 // startWorkers starts a program, examples/server, with so many workers.
@@ -104,6 +104,8 @@ func (w *workshop) startWorkers(ctx context.Context, program string, n int, args
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, process.StartPatience, errors.New("they do not say it"))
+	defer cancel()
 	m, err := p.Await(ctx, workerListens, n)
 	if err != nil {
 		p.Kill()

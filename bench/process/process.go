@@ -34,12 +34,13 @@ type Spec struct {
 	Addr  string // if no line says it
 }
 
-// Listening is what the Go servers of this module say.
-var Listening = regexp.MustCompile(`msg=listening addr=(\S+)`)
+// Listening is what the Go servers of this module say. A worker of prefork says
+// first who it is.
+var Listening = regexp.MustCompile(`msg=listening .*\baddr=(\S+)`)
 
 const (
-	// startPatience is how long a server may take to serve.
-	startPatience = time.Minute
+	// StartPatience is how long a server may take to serve.
+	StartPatience = time.Minute
 	// StopPatience is how long a server may take to stop.
 	StopPatience = 10 * time.Second
 	// maxLines is how many lines of output are kept.
@@ -96,7 +97,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 		close(p.ended)
 	}()
 
-	ctx, cancel := context.WithTimeoutCause(ctx, startPatience, fmt.Errorf("not ready after %v", startPatience))
+	ctx, cancel := context.WithTimeoutCause(ctx, StartPatience, fmt.Errorf("not ready after %v", StartPatience))
 	defer cancel()
 	ready := cmp.Or(spec.Ready, Listening)
 	m, err := p.Await(ctx, ready, max(spec.Times, 1))

@@ -79,6 +79,8 @@ func TestLeaveHTTP2(t *testing.T) {
 				}
 				c.Close()
 				got, err := io.ReadAll(client)
+				client.Close()
+				synctest.Wait() // for a linger
 				if err != nil || string(got) != settings+tt.want {
 					t.Errorf("%s, late %v: wrote %q, %v", tt.name, late, got, err)
 				}
