@@ -79,9 +79,10 @@
 //     that it has met. Few, long-lived connections spread unevenly over workers:
 //     have fewer workers then.
 //   - Limits are per worker: a limiter with 16 slots in 4 workers runs 64.
-//   - A stop signal that comes while the master is being replaced, before the
-//     new program has come to Run, ends it as if it had died: workers drain, and
-//     the exit status is the signal's.
+//   - A stop signal that comes in the milliseconds in which the master is being
+//     replaced, before this package is initialized in the new program, ends it as
+//     if it had died: workers drain, and the exit status is the signal's. One that
+//     comes later waits for Run.
 //   - go run puts the program where it will not be when a restart needs it: build
 //     first.
 package prefork

@@ -27,6 +27,7 @@ type frame struct {
 
 	Ask   int             `json:"ask,omitempty"` // number of a question and its answer
 	Fleet json.RawMessage `json:"fleet,omitempty"`
+	File  bool            `json:"file,omitempty"`  // instead of Fleet: it is in the file that comes along
 	Error string          `json:"error,omitempty"` // instead of Fleet
 }
 
@@ -40,9 +41,17 @@ const (
 	frameLeaving = "leaving" // from the worker: somebody else told it to stop
 )
 
-// maxAnswer bounds what the master sends at once: what does not fit into the
-// socket's buffer would break the link.
-const maxAnswer = 64 << 10
+// maxAnswer bounds what the master sends at once, more goes by a file: what does
+// not fit into the socket's buffer would break the link.
+var maxAnswer = 64 << 10 // a variable for tests
+
+// descriptors returns how many come with f.
+func (f frame) descriptors() int {
+	if f.File {
+		return len(f.Fresh) + 1
+	}
+	return len(f.Fresh)
+}
 
 // maxFrame bounds what one side keeps for the other's unfinished line.
 const maxFrame = 1 << 20

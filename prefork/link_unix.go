@@ -122,7 +122,7 @@ func (l *link) receive() ([]frame, []int, error) {
 			// Those of a frame that is not whole yet may be here already.
 			mine := 0
 			for _, f := range frames {
-				mine += len(f.Fresh)
+				mine += f.descriptors()
 			}
 			fds := l.fds[:min(mine, len(l.fds))]
 			l.fds = l.fds[len(fds):]

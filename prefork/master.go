@@ -430,7 +430,7 @@ func (m *Master) hear(p *proc, f frame) {
 		m.fleet.Leaving(now, p.id, cmp.Or(f.Reason, "SIGTERM"))
 		m.log.Info("prefork: a worker was told to stop by somebody else", "seat", p.seat, "generation", p.generation, "pid", p.pid, "reason", f.Reason)
 	case frameFleet:
-		p.say(m, m.answer(f.Ask))
+		m.answer(p, f.Ask)
 	case frameShut:
 		m.shutEndpoint(f.Endpoint)
 		p.say(m, frame{Type: frameShut, Ask: f.Ask})

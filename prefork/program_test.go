@@ -71,6 +71,8 @@ type plan struct {
 	Deaf       bool          // it takes no notice of the end of its context
 
 	DumpGrace, HookTimeout time.Duration
+	MaxAnswer              int
+	WaitBefore             string // file for which main waits before Run, in a master that another has executed
 
 	HookPanics, HookHangs string // name of a hook
 	CanaryCheck           string // ok, fail, hang or panic; empty for none
@@ -172,6 +174,15 @@ func testProgram() int {
 		if err := os.Chdir(p.Chdir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 2
+		}
+	}
+	if p.MaxAnswer > 0 {
+		maxAnswer = p.MaxAnswer
+	}
+	if os.Getenv(masterEnv) != "" && p.WaitBefore != "" {
+		say(event{Name: "before Run"})
+		for !exists(p.WaitBefore) {
+			time.Sleep(5 * time.Millisecond)
 		}
 	}
 	dumpGrace, hookTimeout, strangerAge = p.DumpGrace, p.HookTimeout, 2*p.HookTimeout

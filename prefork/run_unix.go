@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -37,6 +38,9 @@ func runWorker(ctx context.Context, opts Options, setup workerSetup, f func(ctx 
 func runMaster(ctx context.Context, opts Options) error {
 	m := newMaster(opts)
 	defer m.end()
+	if catchEarly != nil {
+		m.signals = catchEarly
+	}
 	m.catchSignals(notIgnored(syscall.SIGTERM, os.Interrupt))
 	defer signal.Stop(m.signals)
 	old, err := inheritedState()
@@ -84,6 +88,22 @@ func runMaster(ctx context.Context, opts Options) error {
 
 // harmless are signals whose loss, while the master is replaced, does no harm.
 var harmless = []os.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU}
+
+// catchEarly catches signals to stop for a master that another one has executed,
+// as soon as there is anything of this package: until main comes to Run they would
+// end the program. It is nil in others.
+var catchEarly = func() chan os.Signal {
+	fd, err := strconv.Atoi(os.Getenv(masterEnv))
+	if err != nil {
+		return nil
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+		return nil // a child of such a master
+	}
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, notIgnored(syscall.SIGTERM, os.Interrupt)...)
+	return signals
+}()
 
 func (m *Master) catchSignals(signals []os.Signal) {
 	// Without this, a line of log would kill the master when whoever reads

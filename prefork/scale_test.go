@@ -3,6 +3,7 @@
 package prefork
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"syscall"
@@ -157,4 +158,27 @@ func TestRecycleAge(t *testing.T) {
 	if status := r.gone(); status != 0 {
 		t.Errorf("status %d", status)
 	}
+}
+
+// TestFleetOfMany: a worker learns of the fleet, also if that is too much for the
+// control socket at once.
+func TestFleetOfMany(t *testing.T) {
+	t.Parallel()
+	p := quick(2)
+	p.MaxAnswer = 1
+	r := start(t, p)
+	files := fds(t, r.pid())
+	for range 20 {
+		var s Stats
+		if err := json.NewDecoder(r.get("/fleet").Body).Decode(&s); err != nil {
+			t.Fatal(err)
+		}
+		if s.PID != r.pid() || len(workersOf(s)) != 2 {
+			t.Errorf("%+v", s)
+		}
+	}
+	if after := fds(t, r.pid()); after > files {
+		t.Errorf("%d descriptors, then %d", files, after)
+	}
+	r.stop()
 }

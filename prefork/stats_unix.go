@@ -5,29 +5,68 @@ package prefork
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/fleet"
 )
 
-// answer is Stats in a frame.
-func (m *Master) answer(ask int) frame {
+// answer sends Stats to a worker.
+func (m *Master) answer(p *proc, ask int) {
 	s := m.stats()
 	for i := range s.Seats {
 		s.Seats[i].LastOutput = lastBytes(s.Seats[i].LastOutput, 200)
 	}
 	f := frame{Type: frameFleet, Ask: ask}
 	raw, err := json.Marshal(s)
-	switch {
-	case err != nil:
-		f.Error = err.Error()
-	case len(raw) > maxAnswer:
-		f.Error = fmt.Sprintf("%d workers are too many for the control socket", s.Workers)
-	default:
+	if err == nil && len(raw) <= maxAnswer {
 		f.Fleet = raw
+		p.say(m, f)
+		return
 	}
-	return f
+	var file *os.File
+	if err == nil {
+		file, err = scratch(raw)
+	}
+	if err != nil {
+		f.Error = err.Error()
+		p.say(m, f)
+		return
+	}
+	defer file.Close()
+	f.File = true
+	p.say(m, f, int(file.Fd()))
+}
+
+// scratch returns a file without a name, for another process.
+func scratch(content []byte) (*os.File, error) {
+	f, err := os.CreateTemp("", "prefork-*")
+	if err != nil {
+		return nil, err
+	}
+	err = os.Remove(f.Name())
+	if err == nil {
+		_, err = f.Write(content)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// readScratch reads what another process has written to such a file, and closes it.
+func readScratch(fd int) ([]byte, error) {
+	f := os.NewFile(uintptr(fd), "scratch")
+	if f == nil {
+		return nil, fmt.Errorf("%d is not a descriptor", fd)
+	}
+	defer f.Close()
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(f)
 }
 
 // stats is Stats, for the goroutine that owns the state.

@@ -314,3 +314,26 @@ func TestSymlink(t *testing.T) {
 	load.lossless()
 	r.stop()
 }
+
+// TestTermBeforeRun: a stop that comes while the main function of the next master
+// is on its way to Run is a graceful one.
+func TestTermBeforeRun(t *testing.T) {
+	t.Parallel()
+	r := start(t, quick(2))
+	ready := filepath.Join(t.TempDir(), "ready")
+	r.deploy(func(p *plan) { p.Build, p.WaitBefore = "two", ready })
+	slow := r.slow(2, time.Second)
+	r.kill(r.pid(), syscall.SIGUSR2)
+	r.first("before Run")
+	r.kill(r.pid(), syscall.SIGTERM)
+	if err := os.WriteFile(ready, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status := r.gone(); status != 0 {
+		t.Errorf("status %d", status)
+	}
+	if n := slow(); n < 2 {
+		t.Errorf("%d of 2 requests were answered", n)
+	}
+	r.refused()
+}

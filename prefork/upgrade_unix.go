@@ -328,15 +328,15 @@ func (m *Master) replaceImage(why string) error {
 		keep = append(keep, ss.FD)
 		s.Streams = append(s.Streams, ss)
 	}
-	f, err := os.CreateTemp("", "prefork-*")
+	state, err := json.Marshal(s)
 	if err != nil {
-		return fmt.Errorf("prefork: upgrade: %w", err)
-	}
-	defer f.Close()
-	os.Remove(f.Name())
-	if err := json.NewEncoder(f).Encode(s); err != nil {
 		return fmt.Errorf("prefork: upgrade: encode state: %w", err)
 	}
+	f, err := scratch(state)
+	if err != nil {
+		return fmt.Errorf("prefork: upgrade: state: %w", err)
+	}
+	defer f.Close()
 	keep = append(keep, int(f.Fd()))
 	m.log.Info("prefork: upgrade: replacing the master", "program", m.path)
 	// No child may be born with these descriptors.
@@ -395,17 +395,12 @@ func inheritedState() (*masterState, error) {
 	if err != nil || fd < 3 {
 		return nil, fmt.Errorf("prefork: %s is %.80q, not a descriptor", masterEnv, value)
 	}
-	unix.CloseOnExec(fd)
-	f := os.NewFile(uintptr(fd), "state")
-	if f == nil {
-		return nil, fmt.Errorf("prefork: %s is %d, not a descriptor", masterEnv, fd)
+	content, err := readScratch(fd)
+	if err != nil {
+		return nil, fmt.Errorf("prefork: %s is %d: %w", masterEnv, fd, err)
 	}
-	defer f.Close()
 	var s masterState
-	if _, err := f.Seek(0, 0); err != nil {
-		return nil, fmt.Errorf("prefork: state of the master before: %w", err)
-	}
-	if err := json.NewDecoder(f).Decode(&s); err != nil {
+	if err := json.Unmarshal(content, &s); err != nil {
 		return nil, fmt.Errorf("prefork: state of the master before: %w", err)
 	}
 	if s.Version != stateVersion {

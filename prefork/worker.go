@@ -102,8 +102,7 @@ func (w *Worker) Ready() {
 var ErrNoMaster = errors.New("prefork: no master")
 
 // Fleet asks the master for its Stats. Of what workers wrote before they ended
-// it has the last line or so. With more than about a hundred workers it is an
-// error: the Stats of the [Master] itself have no limit.
+// it has the last line or so.
 func (w *Worker) Fleet(ctx context.Context) (Stats, error) {
 	f, err := w.ask(ctx, frame{Type: frameFleet})
 	if err != nil {

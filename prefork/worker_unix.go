@@ -139,6 +139,12 @@ func (p *workerProcess) listen() {
 	for {
 		frames, fds, err := p.link.receive()
 		for _, f := range frames {
+			if f.File && len(fds) > 0 {
+				content, err := readScratch(fds[0])
+				if f.Fleet, fds = content, fds[1:]; err != nil {
+					f.Error = err.Error()
+				}
+			}
 			herr := p.w.handle(f, func(seat int, endpoint string) {
 				if len(fds) == 0 {
 					p.w.log.Warn("prefork: no descriptor came for an orphan", "seat", seat, "endpoint", endpoint)
