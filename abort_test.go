@@ -40,9 +40,13 @@ func TestCutLooksCut(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			run(t, allModes, func(t *testing.T, m mode) {
 				opts := quickly()
-				opts.Shutdown.GracePeriod = 2 * time.Second
+				opts.Shutdown.GracePeriod = 600 * time.Millisecond
+				if tt.after != nil {
+					opts.Shutdown.GracePeriod = 2 * time.Second // a fiftieth of it is for the answer
+				}
 				if tt.late {
-					opts.Shutdown.Delay = time.Second
+					opts.Shutdown.Delay = time.Second // to connect in
+					opts.Shutdown.GracePeriod += time.Second
 				}
 				begun := make(chan struct{})
 				ts := startServer(t, m, opts, func(w http.ResponseWriter, r *http.Request) {

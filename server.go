@@ -166,13 +166,13 @@ func Wrap(srv *http.Server, opts Options) *Server {
 // the stop began before it was called; how the stop went is what Shutdown and
 // Run return. Any other error is Accept's, and ends this call alone.
 func (s *Server) Serve(l net.Listener) error {
-	return s.serve(l, func(l net.Listener) error { return s.door.Serve(l) })
+	return s.serve(l, false, func(l net.Listener) error { return s.door.Serve(l) })
 }
 
 // ServeTLS is Serve for TLS connections, with files and TLSConfig as
 // [http.Server.ServeTLS] takes them.
 func (s *Server) ServeTLS(l net.Listener, certFile, keyFile string) error {
-	return s.serve(l, func(l net.Listener) error {
+	return s.serve(l, true, func(l net.Listener) error {
 		return s.door.ServeTLS(l, certFile, keyFile)
 	})
 }
@@ -218,7 +218,7 @@ func (s *Server) hasCertificate() bool {
 	return len(c.Certificates) > 0 || c.GetCertificate != nil || c.GetConfigForClient != nil
 }
 
-func (s *Server) serve(l net.Listener, run func(net.Listener) error) error {
+func (s *Server) serve(l net.Listener, secure bool, run func(net.Listener) error) error {
 	if l == nil {
 		return errors.New("usher: Serve: the listener is nil")
 	}
@@ -228,7 +228,7 @@ func (s *Server) serve(l net.Listener, run func(net.Listener) error) error {
 		return err
 	}
 	s.chain()
-	s.log.Info("usher: serving", "addr", ours.Addr().String(), "tls", ours.under() != nil || s.http.TLSConfig != nil,
+	s.log.Info("usher: serving", "addr", ours.Addr().String(), "tls", secure || ours.under() != nil,
 		"slots", s.opts.Fairness.Slots, "max_conns", ours.opts.MaxConns, "guarantee", ours.expects().String())
 	if sv, ok := ours.inner.(supervised.Listener); ok {
 		sv.Served(control{s})
