@@ -144,6 +144,9 @@ func TestDoorStaysShut(t *testing.T) {
 			"h2": func(_ *http.Server, c *tls.Conn, _ http.Handler) {
 				used <- c.ConnectionState().NegotiatedProtocol
 			},
+			"unencrypted_http2": func(*http.Server, *tls.Conn, http.Handler) {
+				used <- "something without TLS"
+			},
 		}
 	}, false)
 	c, err := tls.Dial("tcp", s.addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
@@ -151,6 +154,7 @@ func TestDoorStaysShut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	io.WriteString(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 	if got := <-used; got != "h2" || s.door.Own() {
 		t.Errorf("the user's function got a connection that speaks %q", got)
 	}

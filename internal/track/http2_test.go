@@ -109,6 +109,7 @@ func TestLeaveHTTP2AndClose(t *testing.T) {
 		}
 		began := time.Now()
 		c.Close()
+		client.Close()
 		if !g.Through() || time.Since(began) != 0 {
 			t.Error("on the first step after Close")
 		}
