@@ -50,6 +50,15 @@ type FairnessOptions struct {
 	// answered with Status at once.
 	MaxWait time.Duration
 
+	// GivesUpAt says when the client of a request gives up, if that is known,
+	// and zero if not. A router that tells when a request came, in X-Request-Start,
+	// and always waits 30 s gives that plus 30 s. The deadline of the request's
+	// context and gRPC's grpc-timeout count without it. A request whose turn
+	// would come later is answered with Status at once. It is asked when a
+	// request has to wait, and must not read the body. Nil means that nothing
+	// more is known.
+	GivesUpAt func(*http.Request) time.Time
+
 	// Status answers requests that cannot be served, with a Retry-After: 503
 	// (zero means that) or 429. Any other value is an error.
 	Status int
@@ -152,6 +161,7 @@ func newLimiter(opts FairnessOptions, outermost bool, log *slog.Logger) *Limiter
 		MaxInline: max(opts.MaxInline, 1),
 		MaxQueue:  cmp.Or(opts.MaxQueue, min(max(minMaxQueue, maxQueuePerSlot*opts.Slots), math.MaxInt32)),
 		MaxWait:   cmp.Or(opts.MaxWait, defaultMaxWait),
+		GivesUpAt: opts.GivesUpAt,
 		Stopped:   ErrShuttingDown,
 		Outermost: outermost,
 	})}

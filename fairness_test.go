@@ -259,8 +259,10 @@ func TestFlowKeyAndWeight(t *testing.T) {
 			served[r.Header.Get("Tenant")]++
 			mu.Unlock()
 		}))
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
-		defer cancel()
+		// Not a deadline, which would have requests told at once that they
+		// cannot begin before it.
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(100*time.Second, cancel)
 		var wg sync.WaitGroup
 		// Each has as many waiting as running at least: slots come free all at
 		// once, and would go to the other tenant for want of a taker.
@@ -297,8 +299,8 @@ func TestRemoteAddressIsTheFlow(t *testing.T) {
 			served[r.RemoteAddr]++
 			mu.Unlock()
 		}))
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Second)
-		defer cancel()
+		ctx, cancel := context.WithCancel(t.Context()) // see TestFlowKeyAndWeight
+		time.AfterFunc(100*time.Second, cancel)
 		var wg sync.WaitGroup
 		for addr, streams := range map[string]int{"one": 50, "two": 1} {
 			for range streams {
@@ -1095,7 +1097,7 @@ func TestSlotsComeBack(t *testing.T) {
 				t.Errorf("%d handlers ran at a time, want at most 4", n)
 			}
 			st := l.Stats()
-			if st.Arrived != st.Admitted+st.Full+st.Expired+st.Shutdown+st.Left+uint64(st.Waiting) {
+			if st.Arrived != st.Admitted+st.Full+st.TooLate+st.Expired+st.Shutdown+st.Left+uint64(st.Waiting) {
 				t.Errorf("the counts do not add up: %+v", st)
 			}
 			if n := l.core.Stats().Keyed; n != 0 {

@@ -22,7 +22,7 @@ func atRest(t *testing.T, l *Limiter) {
 		st := l.Stats()
 		return st.Running == 0 && st.Waiting == 0 && st.Resuming == 0
 	})
-	if st := l.Stats(); st.Arrived != st.Admitted+st.Full+st.Expired+st.Shutdown+st.Left {
+	if st := l.Stats(); st.Arrived != st.Admitted+st.Full+st.TooLate+st.Expired+st.Shutdown+st.Left {
 		t.Errorf("the counts do not add up: %+v", st)
 	}
 }

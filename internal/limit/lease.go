@@ -26,6 +26,7 @@ type lease struct {
 	queued bool // the request waits, or has waited, to begin
 
 	came time.Duration // when it began to, on the owner's clock; guarded by the owner's mu
+	ends time.Duration // when its client is known to give up, on that clock, or 0; guarded by the owner's mu
 	lost Verdict       // why it has lost its place, or Served; guarded by the owner's mu
 }
 

@@ -11,13 +11,16 @@ import (
 	"github.com/seed-235859eb/usher/internal/fairqueue"
 )
 
-// Options are the options of a Limiter. All must be set, but for the last two.
+// Options are the options of a Limiter. All must be set, but for the last three.
 type Options struct {
 	Slots     int // how many handlers run at once; Unlimited for no bound
 	MaxInline int // requests of a connection in a row on one slot while others wait
 	MaxQueue  int // requests that may wait
 	MaxWait   time.Duration
 
+	// GivesUpAt says when the client of a request gives up; zero if it does not
+	// know. It is asked if the request has to wait.
+	GivesUpAt func(*http.Request) time.Time
 	// Stopped is the cause of a request's context that a stop has ended.
 	Stopped error
 	// Outermost says that no handler stands around the Limiter's, so that a
@@ -81,7 +84,7 @@ type Verdict int
 const (
 	Served  Verdict = iota
 	Full            // lost its place, or got none, because of MaxQueue
-	TooLate         // its client would hardly have waited for its turn
+	TooLate         // its client has given up by its turn, as is known or to be expected
 	Expired         // MaxWait was over
 	Stopped         // its context ended with the cause that Options name
 	Left            // its client left

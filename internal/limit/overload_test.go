@@ -36,9 +36,12 @@ func (o openLoop) run(l *Limiter) *openOutcome {
 	began := time.Now()
 	var wg sync.WaitGroup
 	for time.Since(began) < o.length {
-		ctx, cancel := context.WithTimeout(NewContext(context.Background(), nil), o.patience(random))
+		// Nobody knows when the client will leave.
+		ctx, leave := context.WithCancel(NewContext(context.Background(), nil))
+		leaving := time.AfterFunc(o.patience(random), leave)
 		wg.Go(func() {
-			defer cancel()
+			defer leave()
+			defer leaving.Stop()
 			r, _ := http.NewRequestWithContext(ctx, "GET", "/", nil)
 			came := time.Now()
 			v := l.Serve(nil, r, "", 1, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -140,5 +143,67 @@ func TestNobodyToServe(t *testing.T) {
 				t.Errorf("the one that left began: %v, the last one: %v; %+v", leaver, last, st)
 			}
 		})
+	}
+}
+
+// TestGivesUpAt: a request whose client is known to give up before its turn is
+// told at once, or when that time has come; others are not.
+func TestGivesUpAt(t *testing.T) {
+	const service = 100 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		l := New(Options{Slots: 1, MaxInline: 1, MaxQueue: 1024, MaxWait: time.Minute, GivesUpAt: func(r *http.Request) time.Time {
+			d, err := time.ParseDuration(r.Header.Get("Gives-Up-After"))
+			if err != nil {
+				return time.Time{}
+			}
+			return time.Now().Add(d)
+		}})
+		var wg sync.WaitGroup
+		ask := func(header, value string, timeout time.Duration, want Verdict, after time.Duration) {
+			ctx, cancel := context.WithTimeout(NewContext(context.Background(), nil), timeout)
+			r, _ := http.NewRequestWithContext(ctx, "GET", "/", nil)
+			if header != "" {
+				r.Header.Set(header, value)
+			}
+			came := time.Now()
+			wg.Go(func() {
+				defer cancel()
+				v := l.Serve(nil, r, "", 1, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(service) }))
+				if took := time.Since(came); v != want || took != after {
+					t.Errorf("%s %s, timeout %v: verdict %v after %v, want %v after %v", header, value, timeout, v, took, want, after)
+				}
+			})
+			synctest.Wait()
+		}
+		ask("", "", time.Hour, Served, service)
+		ask("Gives-Up-After", "30ms", time.Hour, TooLate, 30*time.Millisecond) // nobody knows yet how long a service takes
+		for i := range 10 {
+			ask("", "", time.Hour, Served, time.Duration(i+2)*service)
+		}
+		time.Sleep(11 * service / 2) // which is known now; five wait
+		ask("Gives-Up-After", "400ms", time.Hour, TooLate, 0)
+		ask("Grpc-Timeout", "400m", time.Hour, TooLate, 0)
+		ask("", "", 4*service, TooLate, 0)
+		ask("Grpc-Timeout", "3S", time.Hour, Served, 13*service/2)
+		wg.Wait()
+		if st := l.Stats(); st.TooLate != 4 || st.Left != 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// TestGrpcTimeout: what the header may say, and what it may not.
+func TestGrpcTimeout(t *testing.T) {
+	for v, want := range map[string]time.Duration{
+		"1H": time.Hour, "90M": 90 * time.Minute, "0S": 0, "20000m": 20 * time.Second, "99999999u": 99999999 * time.Microsecond, "5n": 5,
+	} {
+		if got, ok := grpcTimeout(&http.Request{Header: http.Header{"Grpc-Timeout": {v}}}); !ok || got != want {
+			t.Errorf("%q: %v, %v; want %v", v, got, ok, want)
+		}
+	}
+	for _, v := range []string{"", "S", "5", "-5S", "+5S", "5s", "123456789S", "99999999H", "1.5S", "5 S"} {
+		if got, ok := grpcTimeout(&http.Request{Header: http.Header{"Grpc-Timeout": {v}}}); ok {
+			t.Errorf("%q: %v", v, got)
+		}
 	}
 }

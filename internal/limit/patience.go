@@ -19,21 +19,20 @@ func (l *Limiter) service() time.Duration {
 // late reports whether a slot may well be lost on the request behind w, whose
 // turn it is. The queue asks, under l.mu.
 func (l *Limiter) late(w *fairqueue.Waiter) bool {
-	if !l.patience.Known() {
+	e := w.Value.(*lease)
+	if e.ends == 0 && !l.patience.Known() {
 		return false
 	}
-	now := l.now()
-	return l.patience.Late(now, now-w.Value.(*lease).came, l.service())
+	now, service := l.now(), l.service()
+	return e.ends != 0 && now+service > e.ends || l.patience.Late(now, now-e.came, service)
 }
 
 // hopeless reports whether the request of e, which has come just now, had better
 // be told at once that its turn will come too late. Its caller holds l.mu.
 func (l *Limiter) hopeless(e *lease) bool {
-	if !l.patience.Known() {
-		return false
-	}
 	wait := time.Duration(l.queue.Ahead(e.flow)) * l.interval
-	return wait > 0 && l.patience.Hopeless(e.came, wait, l.service())
+	return e.ends != 0 && e.came+wait > e.ends ||
+		wait > 0 && l.patience.Known() && l.patience.Hopeless(e.came, wait, l.service())
 }
 
 // noteEnd notes whether the client of e's request, which has ended, was there to

@@ -11,8 +11,13 @@ import (
 // await waits for a slot.
 func (l *Limiter) await(r *http.Request, e *lease, c *Conn, d deadlines) Verdict {
 	began := time.Now()
-	if v, waits := l.enqueue(e); !waits {
+	givesUp := l.givesUpAt(r)
+	if v, waits := l.enqueue(e, givesUp); !waits {
 		return v
+	}
+	patience, over := l.opts.MaxWait, Expired
+	if left := givesUp.Sub(began); !givesUp.IsZero() && left < patience {
+		patience, over = left, TooLate
 	}
 	d.hold()
 	defer d.release()
@@ -24,9 +29,9 @@ func (l *Limiter) await(r *http.Request, e *lease, c *Conn, d deadlines) Verdict
 		defer stop()
 	}
 	if e.timer == nil {
-		e.timer = time.NewTimer(l.opts.MaxWait)
+		e.timer = time.NewTimer(patience)
 	} else {
-		e.timer.Reset(l.opts.MaxWait)
+		e.timer.Reset(patience)
 	}
 	defer e.timer.Stop()
 
@@ -35,7 +40,7 @@ func (l *Limiter) await(r *http.Request, e *lease, c *Conn, d deadlines) Verdict
 	select {
 	case <-e.ready:
 	case <-e.timer.C:
-		v = Expired
+		v = over
 	case <-hungUp:
 		v = Left
 	case <-ctx.Done():
@@ -54,12 +59,15 @@ func (l *Limiter) verdictOf(ctx context.Context) Verdict {
 
 // enqueue asks for a slot. If e has to wait, it says so; else the verdict is
 // there.
-func (l *Limiter) enqueue(e *lease) (v Verdict, waits bool) {
+func (l *Limiter) enqueue(e *lease, givesUp time.Time) (v Verdict, waits bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.counts.queued++
 	e.waitChan()
-	e.came = l.now()
+	e.came, e.ends = l.now(), 0
+	if !givesUp.IsZero() {
+		e.ends = max(givesUp.Sub(l.epoch), 1)
+	}
 	if l.hopeless(e) {
 		l.counts.refused(TooLate)
 		return TooLate, false
@@ -98,7 +106,7 @@ func (l *Limiter) settle(e *lease, v Verdict, ctx context.Context, hungUp <-chan
 	if v != Served && l.queue.Cancel(&e.Waiter) {
 		l.counts.refused(v)
 		if v != Stopped {
-			l.patience.Saw(l.now(), wait, v == Left)
+			l.patience.Saw(l.now(), wait, v == Left || v == TooLate)
 		}
 		return v
 	}
@@ -108,7 +116,7 @@ func (l *Limiter) settle(e *lease, v Verdict, ctx context.Context, hungUp <-chan
 	if e.lost != Served {
 		return e.lost // counted by evict
 	}
-	if v == Served || v == Expired {
+	if v != Left && v != Stopped {
 		v = l.stillThere(ctx, hungUp)
 	}
 	if v != Served {
