@@ -246,7 +246,7 @@ func (c *crasher) killHung(ctx context.Context) error {
 	}
 	defer p.Kill()
 	pid := c.pids(p)[0]
-	if err := signalWorker(pid, hangSignal); err != nil {
+	if err := hang(ctx, pid); err != nil {
 		return err
 	}
 	killed := time.AfterFunc(hungFor, func() { signalWorker(pid, os.Kill) })

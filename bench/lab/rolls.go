@@ -32,11 +32,12 @@ const (
 // A roller is a balancer with backends that are restarted, one after the other.
 type roller struct {
 	*balancer
-	what    string // configuration and backends
-	focus   bool
+	what    string   // configuration and backends
 	changes []change // of what is in deploy/
 	args    []string // of the backends
 	hasty   bool     // a new backend may wait long for a request
+	keeps   bool     // no request is to fail
+	fails   bool     // some are
 
 	modes map[load.Mode]*rolled
 }
@@ -63,15 +64,21 @@ const (
 func rollers(all []*balancer) (rs []*roller) {
 	add := func(r *roller) { rs = append(rs, r) }
 	for _, b := range all {
-		add(&roller{balancer: b, what: byUsher, focus: true})
-		add(&roller{balancer: b, what: byBare, args: []string{"-bare"}})
+		// It depends on its version what becomes of requests behind Caddy.
+		sure := b.name != caddy
+		add(&roller{balancer: b, what: byUsher, keeps: sure})
+		add(&roller{balancer: b, what: byBare, args: []string{"-bare"}, fails: sure})
 	}
 	delay := []string{"-delay", "600ms"}
 	for _, b := range all {
 		switch b.name {
 		case nginx:
 			add(&roller{
-				balancer: b, what: byUsher + "; max_fails is 1, as by default", hasty: true,
+				balancer: b, what: byUsher + "; a connection for each request", keeps: true,
+				changes: []change{{"keepalive 32;", ""}},
+			})
+			add(&roller{
+				balancer: b, what: byUsher + "; max_fails is 1, as by default", hasty: true, fails: true,
 				changes: []change{{" max_fails=0", ""}},
 			})
 			add(&roller{
