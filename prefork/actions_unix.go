@@ -20,8 +20,8 @@ func (m *Master) restart(ticket int, why string) {
 	default:
 	}
 	args := []any{"reason", why}
-	if m.takenBack != "" {
-		args = append(args, "the last one", m.takenBack)
+	if m.orders.takenBack != "" {
+		args = append(args, "the last one", m.orders.takenBack)
 	}
 	m.log.Info("prefork: phased restart", args...)
 }
@@ -38,13 +38,12 @@ func (m *Master) carryOut(a fleet.Action) {
 	case fleet.NewGeneration:
 		m.newGeneration(a.Generation)
 	case fleet.DropGeneration:
-		m.programs[a.Generation].close()
-		delete(m.programs, a.Generation)
+		m.programs.drop(a.Generation)
 	case fleet.Spawn:
 		m.spawn(a)
 	case fleet.StopWorker:
 		if a.Final {
-			m.unpublish()
+			m.sockets.unpublish()
 		}
 		m.order(a.ID, func(p *proc) {
 			p.say(m, frame{Type: frameStop, Level: a.Level, Final: a.Final, Reason: a.Why})
@@ -66,13 +65,13 @@ func (m *Master) carryOut(a fleet.Action) {
 	case fleet.Live:
 		m.setLive(a)
 	case fleet.OpenSeat:
-		if err := m.openSeat(a.Seat); err != nil {
+		if err := m.sockets.openSeat(a.Seat); err != nil {
 			m.log.Error("prefork: cannot open a socket for another seat, will try again", "error", err)
 		}
 	case fleet.ShutSeat:
-		m.shutSeat(a.Seat)
+		m.sockets.shutSeat(a.Seat)
 	case fleet.CloseSeat:
-		m.closeSeat(a.Seat)
+		m.sockets.closeSeat(a.Seat)
 	case fleet.CanaryCheck:
 		m.canary(a)
 	case fleet.WorkerReady:
@@ -82,9 +81,7 @@ func (m *Master) carryOut(a fleet.Action) {
 	case fleet.AllReady:
 		s := m.fleet.Snapshot(time.Now())
 		m.log.Info("prefork: all seats serve", "workers", s.Serving, "generation", s.Generation)
-		status := m.summary() // m.status may have changed when it is sent
-		m.status = status
-		m.manage(func() error { return m.sd.Ready(status) })
+		m.manager.ready(m.summary())
 		m.hooks.add(m.writePIDFile)
 	case fleet.RestartDone:
 		m.restartDone(a)
@@ -99,19 +96,19 @@ func (m *Master) carryOut(a fleet.Action) {
 // newGeneration takes a hold on the program's file, so that a worker that
 // crashes comes back as what it was, whatever has been put in the file's place.
 func (m *Master) newGeneration(generation int) {
-	if m.programs[generation] != nil {
+	if m.programs.held[generation] != nil {
 		return
 	}
-	p, err := openProgram(m.path, m.dir, generation == 1)
+	p, err := openProgram(m.programs.path, m.programs.dir, generation == 1)
 	if err != nil {
 		m.log.Error("prefork: cannot open the program", "generation", generation, "error", err)
 	}
-	if old := m.programs[m.fleet.Snapshot(time.Now()).Generation]; old != nil && old.dir != p.dir {
-		m.log.Info("prefork: the directory of the workers has moved", "generation", generation, "path", m.dir, "from", old.dir, "to", p.dir)
+	if old := m.programs.held[m.fleet.Snapshot(time.Now()).Generation]; old != nil && old.dir != p.dir {
+		m.log.Info("prefork: the directory of the workers has moved", "generation", generation, "path", m.programs.dir, "from", old.dir, "to", p.dir)
 	}
-	m.programs[generation] = p
+	m.programs.held[generation] = p
 	if generation > 1 {
-		m.manage(func() error { return m.sd.Reloading(fmt.Sprintf("restarting to generation %d", generation)) })
+		m.manager.tell(func() error { return m.manager.sd.Reloading(fmt.Sprintf("restarting to generation %d", generation)) })
 	}
 }
 
@@ -132,7 +129,7 @@ func (m *Master) hear(p *proc, f frame) {
 	case frameFleet:
 		m.answer(p, f.Ask)
 	case frameShut:
-		m.shutEndpoint(f.Endpoint)
+		m.sockets.shutEndpoint(f.Endpoint)
 		p.say(m, frame{Type: frameShut, Ask: f.Ask})
 	}
 }
@@ -170,8 +167,8 @@ func (m *Master) workerReady(a fleet.WorkerReady) {
 }
 
 func (m *Master) workerGone(a fleet.WorkerGone) {
-	if m.closing {
-		m.closeEndpoints() // who does not say when would leave newcomers to nobody
+	if m.sockets.closing {
+		m.sockets.closeEndpoints() // who does not say when would leave newcomers to nobody
 	}
 	e := exitOf(a.WorkerExit)
 	args := []any{"seat", e.Seat, "generation", e.Generation, "pid", e.PID, "class", string(e.Class), "exit", e.Error()}
@@ -193,20 +190,15 @@ func (m *Master) restartDone(a fleet.RestartDone) {
 	aborted, _ := errors.AsType[*RestartError](err)
 	switch {
 	case err == nil:
-		m.takenBack = ""
+		m.orders.takenBack = ""
 		m.log.Info("prefork: restarted", "generation", a.Generation)
 	case aborted != nil && aborted.TakenBack:
-		m.takenBack = err.Error()
+		m.orders.takenBack = err.Error()
 		m.log.Error("prefork: restart taken back, though it had succeeded", "generation", a.Generation, "back on", aborted.BackOn, "error", err)
 	default:
 		m.log.Error("prefork: restart aborted", "generation", a.Generation, "error", err)
 	}
-	for _, t := range a.Tickets {
-		if answer := m.waiters[t]; answer != nil {
-			answer <- err
-			delete(m.waiters, t)
-		}
-	}
+	m.orders.answer(a.Tickets, err)
 	if f := m.opts.Hooks.RestartFinished; f != nil {
 		m.hook("RestartFinished", func(ctx context.Context) { f(ctx, a.Generation, err) })
 	}

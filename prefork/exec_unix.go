@@ -69,41 +69,41 @@ func (m *Master) execute(why string) error {
 	for _, e := range events {
 		e()
 	}
-	if m.act() || !m.calm() || m.closing {
+	if m.act() || !m.calm() || m.sockets.closing {
 		resume()
 		return errNotCalm
 	}
-	m.manage(func() error { return m.sd.Reloading("replacing the master") })
-	m.manager.flush()
+	m.manager.tell(func() error { return m.manager.sd.Reloading("replacing the master") })
+	m.manager.queue.flush()
 	m.flushLog()
 	err := errNotCalm
 	if m.releaseSignals() {
 		err = m.replaceImage(why)
 	}
-	m.catchSignals(m.caught)
+	m.catchSignals(m.signals.caught)
 	resume()
-	m.manage(func() error { return m.sd.Ready(m.status) })
+	m.manager.ready(m.manager.status)
 	return err
 }
 
 // replaceImage is the system call with what it needs. It returns only on error.
 func (m *Master) replaceImage(why string) error {
 	now := time.Now()
-	s := masterState{Version: stateVersion, Path: m.path, Workers: m.opts.Workers, Fleet: m.fleet.State(now), Reason: why, PIDFile: string(m.pidFile)}
+	s := masterState{Version: stateVersion, Path: m.programs.path, Workers: m.opts.Workers, Fleet: m.fleet.State(now), Reason: why, PIDFile: string(m.pidFile)}
 	s.Seats = len(s.Fleet.Seats)
-	for _, caught := range m.caught {
+	for _, caught := range m.signals.caught {
 		if n, ok := caught.(syscall.Signal); ok {
 			s.Signals = append(s.Signals, int(n))
 		}
 	}
 	var keep []int
-	for _, e := range m.endpoints {
+	for _, e := range m.sockets.endpoints {
 		s.Endpoints = append(s.Endpoints, endpointState{
 			Name: e.name, Key: e.key, Network: e.group.Network(), FDs: e.group.FDs(), Shared: e.group.Shared(), Foreign: e.foreign, Unlink: e.unlink,
 		})
 		keep = append(keep, e.group.FDs()...)
 	}
-	for generation, p := range m.programs {
+	for generation, p := range m.programs.held {
 		s.Programs = append(s.Programs, programState{Generation: generation, FD: p.fd, Path: p.path, Dir: p.dir})
 		if p.fd >= 0 {
 			keep = append(keep, p.fd)
@@ -124,7 +124,7 @@ func (m *Master) replaceImage(why string) error {
 		keep = append(keep, ps.Control, ps.Stderr.FD)
 		s.Procs = append(s.Procs, ps)
 	}
-	for stray := range m.strays {
+	for stray := range m.output.strays {
 		ss, err := stray.state()
 		if err != nil {
 			return fmt.Errorf("prefork: upgrade: standard error of a worker that is gone: %w", err)
@@ -142,7 +142,7 @@ func (m *Master) replaceImage(why string) error {
 	}
 	defer f.Close()
 	keep = append(keep, int(f.Fd()))
-	m.log.Info("prefork: upgrade: replacing the master", "program", m.path)
+	m.log.Info("prefork: upgrade: replacing the master", "program", m.programs.path)
 	// No child may be born with these descriptors.
 	syscall.ForkLock.Lock()
 	defer syscall.ForkLock.Unlock()
@@ -164,8 +164,8 @@ func (m *Master) replaceImage(why string) error {
 			defer os.Chdir(before)
 		}
 	}
-	err = syscall.Exec(m.path, os.Args, env)
-	return fmt.Errorf("prefork: upgrade: execute %s: %w", m.path, err)
+	err = syscall.Exec(m.programs.path, os.Args, env)
+	return fmt.Errorf("prefork: upgrade: execute %s: %w", m.programs.path, err)
 }
 
 func rawFD(c syscall.Conn) (int, error) {

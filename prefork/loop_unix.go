@@ -52,7 +52,7 @@ func (m *Master) loop(ctx context.Context) error {
 		case <-stopped:
 			stopped = nil
 			event = func() { m.stop(fleet.LevelStop, context.Cause(ctx).Error()) }
-		case s := <-m.signals:
+		case s := <-m.signals.ch:
 			event = func() { received = m.signal(s, received) }
 		}
 		m.now()
@@ -65,8 +65,8 @@ func (m *Master) loop(ctx context.Context) error {
 // nap returns how long nothing is to be done.
 func (m *Master) nap() time.Duration {
 	nap := max(m.opts.HeartbeatTimeout/4, 10*time.Millisecond)
-	if m.watchdog > 0 {
-		nap = min(nap, m.watchdog/4)
+	if m.manager.watchdog > 0 {
+		nap = min(nap, m.manager.watchdog/4)
 	}
 	if next := m.fleet.Next(); !next.IsZero() {
 		nap = min(nap, time.Until(next))
@@ -81,11 +81,12 @@ func (m *Master) settle() {
 		if m.over {
 			return
 		}
-		if !m.closing && m.fleet.Snapshot(time.Now()).Stopping {
-			m.closeSockets()
+		if !m.sockets.closing && m.fleet.Snapshot(time.Now()).Stopping {
+			m.sockets.giveUp()
+			m.manager.tell(func() error { return m.manager.sd.Stopping("stopping") })
 		}
-		if replace := m.replace; replace != nil && m.calm() {
-			m.replace = nil
+		if replace := m.upgrades.replace; replace != nil && m.calm() {
+			m.upgrades.replace = nil
 			replace()
 		}
 		if !acted {

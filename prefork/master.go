@@ -10,76 +10,87 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/asynclog"
 	"github.com/seed-235859eb/usher/internal/fleet"
-	"github.com/seed-235859eb/usher/internal/sdnotify"
 )
 
 // A Master holds the sockets and looks after the workers. [Hooks.MasterStart]
 // hands it out. All methods may be called from many goroutines at once; what
 // they ask for is done one after the other.
 type Master struct {
-	opts    Options
-	log     *slog.Logger
-	events  chan func() // carried out by the one goroutine that owns what follows
-	signals chan os.Signal
-	caught  []os.Signal   // that come there
-	done    chan struct{} // closed when the owner has returned
-	gone    chan struct{} // closed when Run returns
-	hooks   *queue
-	manager *queue // what is sent to the service manager
-	sd      *sdnotify.Notifier
-	began   time.Time
+	opts   Options
+	log    *slog.Logger
+	began  time.Time
+	events chan func()   // carried out by the one goroutine that owns what follows
+	done   chan struct{} // closed when that has returned
+	gone   chan struct{} // closed when Run returns
 
-	fleet      *fleet.Fleet
-	endpoints  []*endpoint
-	procs      map[fleet.ID]*proc
-	strays     map[*stream]bool // of workers that are gone
-	out        *asynclog.Writer // standard error, for what workers write
-	programs   map[int]*program // by generation
-	path       string           // of the program's file
-	dir        string           // of new workers, maybe a symbolic link
-	waiters    map[int]chan error
-	tickets    int
-	takenBack  string // see Stats
-	spawning   int    // processes about to be started
-	closing    bool   // the sockets have been closed, the fleet stops
-	status     string
-	fed        time.Time // when the watchdog was fed
-	watchdog   time.Duration
-	due        time.Time // when the goroutine was last at work, or will be again
-	terms      burst
-	replace    func() // replaces this process when it can be done; nil if nobody wants that
-	upgrading  bool
-	trials     sync.WaitGroup
-	evictions  sync.WaitGroup
-	reopenLog  chan struct{}
-	pidFile    pidFile
-	credential *syscall.Credential // of workers
-	over       bool
-	result     error
+	fleet    *fleet.Fleet // decides
+	procs    map[fleet.ID]*proc
+	spawning int // processes about to be started
+	programs programs
+	sockets  heldSockets
+	output   outputs
+	signals  signals
+	orders   orders
+	upgrades upgrades
+	manager  serviceManager
+	hooks    *queue
+
+	evictions sync.WaitGroup // of the orphans of a master before, see evict
+	pidFile   pidFile
+	reopenLog chan struct{}
+
+	due    time.Time // when the goroutine was last at work, or will be again
+	over   bool
+	result error
+}
+
+// orders are the restarts that somebody has asked for, by ticket.
+type orders struct {
+	last      int
+	waiters   map[int]chan error
+	takenBack string // see Stats
+}
+
+// add returns a ticket. The answer, unless it is nil, comes to a channel that has
+// room for it.
+func (o *orders) add(answer chan error) int {
+	o.last++
+	if answer != nil {
+		o.waiters[o.last] = answer
+	}
+	return o.last
+}
+
+func (o *orders) answer(tickets []int, err error) {
+	for _, t := range tickets {
+		if answer := o.waiters[t]; answer != nil {
+			answer <- err
+			delete(o.waiters, t)
+		}
+	}
 }
 
 var errMasterGone = errors.New("prefork: the master has ended")
 
 func newMaster(opts Options) *Master {
+	log := opts.Logger.With("master", os.Getpid())
 	m := &Master{
-		opts: opts, log: opts.Logger.With("master", os.Getpid()),
+		opts: opts, log: log, began: time.Now(),
 		events:    make(chan func(), 64),
-		signals:   make(chan os.Signal, 16),
 		done:      make(chan struct{}),
 		gone:      make(chan struct{}),
 		reopenLog: make(chan struct{}, 1),
-		manager:   newQueue(func() {}),
-		began:     time.Now(),
 		procs:     map[fleet.ID]*proc{},
-		strays:    map[*stream]bool{},
-		out:       asynclog.NewWriter(os.Stderr, "prefork", outPatience),
-		programs:  map[int]*program{},
-		waiters:   map[int]chan error{},
+		programs:  programs{held: map[int]*program{}},
+		sockets:   heldSockets{log: log},
+		output:    outputs{strays: map[*stream]bool{}, to: asynclog.NewWriter(os.Stderr, "prefork", outPatience)},
+		signals:   signals{ch: make(chan os.Signal, 16)},
+		orders:    orders{waiters: map[int]chan error{}},
+		manager:   serviceManager{log: log, queue: newQueue(func() {})},
 	}
 	m.hooks = newQueue(func() { m.post(func() {}) }) // for an upgrade that waits, see calm
 	return m
@@ -142,9 +153,7 @@ func (m *Master) call(ctx context.Context, f func()) error {
 func (m *Master) Restart(ctx context.Context) error {
 	answer := make(chan error, 1)
 	err := m.call(ctx, func() {
-		m.tickets++
-		m.waiters[m.tickets] = answer
-		m.restart(m.tickets, "Restart called")
+		m.restart(m.orders.add(answer), "Restart called")
 	})
 	if err != nil {
 		return err

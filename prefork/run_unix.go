@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -38,19 +37,19 @@ func runMaster(ctx context.Context, opts Options) error {
 	m := newMaster(opts)
 	defer m.end()
 	if catchEarly != nil {
-		m.signals = catchEarly
+		m.signals.ch = catchEarly
 	}
 	m.catchSignals(notIgnored(syscall.SIGTERM, os.Interrupt))
-	defer signal.Stop(m.signals)
+	defer signal.Stop(m.signals.ch)
 	old, err := inheritedState()
 	if err != nil {
 		return err
 	}
-	m.caught = notIgnored(append([]os.Signal{syscall.SIGTERM, os.Interrupt}, harmless...)...)
+	m.signals.caught = notIgnored(append([]os.Signal{syscall.SIGTERM, os.Interrupt}, harmless...)...)
 	if old != nil {
-		m.caught = old.signals() // the master before has ignored some for this one's sake
+		m.signals.caught = old.signals() // the master before has ignored some for this one's sake
 	}
-	m.catchSignals(m.caught)
+	m.catchSignals(m.signals.caught)
 	if err := m.open(ctx, old); errors.Is(err, errStopAtBoot) {
 		m.log.Info("prefork: told to stop before it began")
 		return nil
@@ -62,18 +61,13 @@ func runMaster(ctx context.Context, opts Options) error {
 		return err
 	}
 	defer endLog()
-	if m.sd, err = sdnotify.New(os.Getenv); err != nil {
-		m.log.Warn("prefork: service manager", "error", err)
-	}
-	if m.watchdog, err = sdnotify.WatchdogInterval(os.Getenv, os.Getpid()); err != nil {
-		m.log.Warn("prefork: service manager", "error", err)
-	}
+	m.manager.connect()
 	stopReaping := reapStrangers(m)
 	defer stopReaping()
 
 	m.fleet = fleet.New(m.fleetConfig())
 	if old == nil {
-		m.log.Info("prefork: master starts", "pid", os.Getpid(), "workers", opts.Workers, "addr", m.addresses(),
+		m.log.Info("prefork: master starts", "pid", os.Getpid(), "workers", opts.Workers, "addr", m.sockets.addresses(),
 			"GOMAXPROCS of a worker", m.shareForLog())
 		m.fleet.Start(time.Now())
 	} else if err := m.adopt(old); err != nil {
@@ -85,14 +79,6 @@ func runMaster(ctx context.Context, opts Options) error {
 	return m.loop(ctx)
 }
 
-func (m *Master) addresses() string {
-	var all []string
-	for _, e := range m.endpoints {
-		all = append(all, e.group.Addr().String())
-	}
-	return strings.Join(all, " ")
-}
-
 func (m *Master) shareForLog() string {
 	if n := cpuShare(m.opts.Workers); n > 0 {
 		return fmt.Sprint(n)
@@ -102,30 +88,27 @@ func (m *Master) shareForLog() string {
 
 // end gives back what the master holds.
 func (m *Master) end() {
-	m.unpublish()
+	m.sockets.unpublish()
 	close(m.gone)
-	m.trials.Wait()
+	m.upgrades.trials.Wait()
 	m.evictions.Wait()
 	m.closeStreams()
-	for _, e := range m.endpoints {
+	for _, e := range m.sockets.endpoints {
 		e.group.Close()
 	}
-	for _, p := range m.programs {
-		p.close()
-	}
+	m.programs.close()
 	m.hooks.close(hookTimeout)
 	if err := m.pidFile.remove(); err != nil {
 		m.log.Warn("prefork: cannot remove the PID file", "error", err)
 	}
-	m.manager.close(hookTimeout)
-	m.sd.Close()
+	m.manager.close()
 	m.flushLog()
 }
 
 // flushLog sees to it that what was logged is written, unless nobody takes it.
 func (m *Master) flushLog() {
 	flush(m.log)
-	m.out.Flush(logPatience)
+	m.output.to.Flush(logPatience)
 }
 
 func flush(log *slog.Logger) {
@@ -140,15 +123,15 @@ func (m *Master) findProgram(old *masterState) error {
 	if err != nil {
 		return err
 	}
-	m.path = path
+	m.programs.path = path
 	if old != nil && old.Path != "" {
-		m.path, sure = old.Path, true
+		m.programs.path, sure = old.Path, true
 	}
 	if !sure {
-		m.log.Warn("prefork: cannot find the program by the path that it was started by: restarts will use the file that runs", "path", m.path)
+		m.log.Warn("prefork: cannot find the program by the path that it was started by: restarts will use the file that runs", "path", m.programs.path)
 	}
-	m.dir = workDir(m.opts.Dir)
-	if info, err := os.Stat(m.dir); m.opts.Dir != "" && (err != nil || !info.IsDir()) {
+	m.programs.dir = workDir(m.opts.Dir)
+	if info, err := os.Stat(m.programs.dir); m.opts.Dir != "" && (err != nil || !info.IsDir()) {
 		return fmt.Errorf("prefork: Options.Dir is %q: %w", m.opts.Dir, cmp.Or(err, error(syscall.ENOTDIR)))
 	}
 	return nil
@@ -157,7 +140,7 @@ func (m *Master) findProgram(old *masterState) error {
 // findIdentity finds out whom the workers run as, and where the master's process ID
 // goes.
 func (m *Master) findIdentity(old *masterState) (err error) {
-	if m.credential, err = m.opts.credential(); err != nil {
+	if m.programs.credential, err = m.opts.credential(); err != nil {
 		return err
 	}
 	if m.pidFile, err = m.opts.pidFile(); err != nil {
@@ -219,7 +202,7 @@ func (m *Master) open(ctx context.Context, old *masterState) error {
 			}
 			e.foreign = want.foreign()
 		}
-		m.endpoints = append(m.endpoints, e)
+		m.sockets.endpoints = append(m.sockets.endpoints, e)
 	}
 	old.dropRest()
 	return nil

@@ -12,6 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// signals are those that come to the master.
+type signals struct {
+	ch     chan os.Signal
+	caught []os.Signal // that come there
+	terms  burst
+}
+
 // harmless are signals whose loss, while the master is replaced, does no harm.
 var harmless = []os.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU}
 
@@ -35,7 +42,7 @@ func (m *Master) catchSignals(signals []os.Signal) {
 	// Without this, a line of log would kill the master when whoever reads
 	// standard error is gone.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	signal.Notify(m.signals, signals...)
+	signal.Notify(m.signals.ch, signals...)
 }
 
 // releaseSignals prepares for exec, after which they would do what they do to
@@ -44,8 +51,8 @@ func (m *Master) catchSignals(signals []os.Signal) {
 // master. It reports whether none had come before.
 func (m *Master) releaseSignals() bool {
 	signal.Ignore(harmless...)
-	signal.Stop(m.signals) // all that came are in the channel by now
-	return len(m.signals) == 0
+	signal.Stop(m.signals.ch) // all that came are in the channel by now
+	return len(m.signals.ch) == 0
 }
 
 // signal does what a signal to the master means, and returns how many to stop
@@ -55,14 +62,13 @@ func (m *Master) signal(s os.Signal, received int) int {
 	name := signalName(s)
 	switch s {
 	case syscall.SIGTERM, os.Interrupt:
-		if s == syscall.SIGTERM && m.terms.more(now) {
+		if s == syscall.SIGTERM && m.signals.terms.more(now) {
 			break
 		}
 		received++
 		m.stop(nextLevel(s, received), name)
 	case syscall.SIGHUP, syscall.SIGUSR1:
-		m.tickets++
-		m.restart(m.tickets, name)
+		m.restart(m.orders.add(nil), name)
 	case syscall.SIGUSR2:
 		m.upgrade(context.Background(), name, make(chan error, 1))
 	case syscall.SIGTTIN, syscall.SIGTTOU:

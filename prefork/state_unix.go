@@ -159,9 +159,9 @@ func (s *masterState) dropRest() {
 func (m *Master) adopt(s *masterState) error {
 	now := time.Now()
 	for _, ps := range s.Programs {
-		m.programs[ps.Generation] = &program{fd: ps.FD, path: ps.Path, dir: ps.Dir}
+		m.programs.held[ps.Generation] = &program{fd: ps.FD, path: ps.Path, dir: ps.Dir}
 	}
-	m.log.Info("prefork: master replaced", "pid", os.Getpid(), "workers", len(s.Procs), "addr", m.addresses())
+	m.log.Info("prefork: master replaced", "pid", os.Getpid(), "workers", len(s.Procs), "addr", m.sockets.addresses())
 	s.Fleet.Restarts = nil // who asked for them is gone
 	m.fleet.Adopt(now, s.Fleet)
 	for _, ps := range s.Procs {
@@ -190,7 +190,7 @@ func (m *Master) adopt(s *masterState) error {
 		if err != nil {
 			return fmt.Errorf("prefork: standard error of a worker that is gone: %w", err)
 		}
-		m.strays[stream] = true
+		m.output.strays[stream] = true
 		m.readStream(stream)
 	}
 	if m.opts.Workers != s.Workers {
@@ -198,7 +198,6 @@ func (m *Master) adopt(s *masterState) error {
 			m.log.Warn("prefork: cannot scale", "workers", m.opts.Workers, "error", err)
 		}
 	}
-	m.tickets++
-	m.restart(m.tickets, "the master was replaced")
+	m.restart(m.orders.add(nil), "the master was replaced")
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/sdnotify"
@@ -74,19 +75,26 @@ func tryProgram(ctx context.Context, path string, timeout time.Duration) error {
 	return nil
 }
 
+// upgrades is how far an upgrade has come.
+type upgrades struct {
+	running bool
+	trials  sync.WaitGroup
+	replace func() // replaces this process when that can be done; nil if nobody wants it
+}
+
 // upgrade tries the program, and then replaces this process when nothing is
 // under way.
 func (m *Master) upgrade(ctx context.Context, why string, answer chan error) {
 	switch {
-	case m.closing:
+	case m.sockets.closing:
 		answer <- errors.New("prefork: upgrade: the fleet stops")
 		return
-	case m.upgrading:
+	case m.upgrades.running:
 		m.log.Info("prefork: upgrade: one is under way", "reason", why)
 		answer <- errors.New("prefork: upgrade: one is under way")
 		return
 	}
-	m.upgrading = true
+	m.upgrades.running = true
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() { // a trial run must not outlive the master
 		select {
@@ -95,18 +103,18 @@ func (m *Master) upgrade(ctx context.Context, why string, answer chan error) {
 		case <-ctx.Done():
 		}
 	}()
-	m.log.Info("prefork: upgrade: trial run", "reason", why, "program", m.path)
+	m.log.Info("prefork: upgrade: trial run", "reason", why, "program", m.programs.path)
 	fail := func(err error) {
 		m.log.Error("prefork: upgrade failed, nothing has changed", "error", err)
-		m.upgrading = false
+		m.upgrades.running = false
 		cancel(nil)
 		answer <- err
 	}
 	var try func()
 	try = func() {
-		tried := fileOf(m.path)
-		m.trials.Go(func() {
-			err := tryProgram(ctx, m.path, m.opts.BootTimeout)
+		tried := fileOf(m.programs.path)
+		m.upgrades.trials.Go(func() {
+			err := tryProgram(ctx, m.programs.path, m.opts.BootTimeout)
 			m.post(func() {
 				if err != nil {
 					fail(err)
@@ -115,17 +123,17 @@ func (m *Master) upgrade(ctx context.Context, why string, answer chan error) {
 				m.log.Info("prefork: upgrade: the trial run went well")
 				var attempt func()
 				attempt = func() {
-					if m.closing {
+					if m.sockets.closing {
 						fail(errors.New("prefork: upgrade: the fleet stops"))
-					} else if !tried.same(fileOf(m.path)) {
+					} else if !tried.same(fileOf(m.programs.path)) {
 						try() // what was tried is not what would run
 					} else if err := m.execute(why); errors.Is(err, errNotCalm) {
-						m.replace = attempt
+						m.upgrades.replace = attempt
 					} else {
 						fail(err)
 					}
 				}
-				m.replace = attempt
+				m.upgrades.replace = attempt
 			})
 		})
 	}
