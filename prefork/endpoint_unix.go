@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"strings"
 
 	"github.com/seed-235859eb/usher/internal/fleet"
@@ -15,10 +14,10 @@ import (
 
 // endpoint is an [Endpoint] with its sockets.
 type endpoint struct {
-	name   string
-	key    string // what was asked for: the same in the next master
-	group  *reuseport.Group
-	unlink string // path of a unix socket that is ours to remove
+	name     string
+	key      string // what was asked for: the same in the next master
+	group    *reuseport.Group
+	unixName unixName // if it is ours to remove
 
 	foreign bool // the socket is not ours alone
 }
@@ -75,13 +74,10 @@ func (s *heldSockets) closeEndpoint(e *endpoint) {
 // unpublish takes away the names of unix sockets, so that nobody new comes.
 func (s *heldSockets) unpublish() {
 	for _, e := range s.endpoints {
-		if e.unlink == "" {
-			continue
-		}
-		if err := os.Remove(e.unlink); err != nil {
+		if err := e.unixName.remove(); err != nil {
 			s.log.Warn("prefork: cannot remove a unix socket", "endpoint", e.name, "error", err)
 		}
-		e.unlink = ""
+		e.unixName = unixName{}
 	}
 }
 

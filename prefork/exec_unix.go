@@ -99,7 +99,7 @@ func (m *Master) replaceImage(why string) error {
 	var keep []int
 	for _, e := range m.sockets.endpoints {
 		s.Endpoints = append(s.Endpoints, endpointState{
-			Name: e.name, Key: e.key, Network: e.group.Network(), FDs: e.group.FDs(), Shared: e.group.Shared(), Foreign: e.foreign, Unlink: e.unlink,
+			Name: e.name, Key: e.key, Network: e.group.Network(), FDs: e.group.FDs(), Shared: e.group.Shared(), Foreign: e.foreign, Unlink: e.unixName.ours(),
 		})
 		keep = append(keep, e.group.FDs()...)
 	}

@@ -198,7 +198,7 @@ func (m *Master) open(ctx context.Context, old *masterState) error {
 				return fmt.Errorf("prefork: endpoint %s: %w", e.name, err)
 			}
 			if want.Network == "unix" || want.Open != nil {
-				e.unlink = nameOf(e.group.Addr())
+				e.unixName = nameOf(e.group.Addr())
 			}
 			e.foreign = want.foreign()
 		}
@@ -248,14 +248,12 @@ func openGroup(e Endpoint, inherited []sdnotify.Socket, seats int) (*reuseport.G
 			unix.Close(fd)
 		}
 		return g, err
+	case e.Network == "unix":
+		return withUnixName(e.Addr, func() (*reuseport.Group, error) { return reuseport.Open("unix", e.Addr, seats) })
 	case e.Network == "":
 		return reuseport.Open("tcp", e.Addr, seats)
 	default:
-		g, err := reuseport.Open(e.Network, e.Addr, seats)
-		if e.Network == "unix" && errors.Is(err, syscall.EADDRINUSE) && removeStale(e.Addr) {
-			return reuseport.Open(e.Network, e.Addr, seats)
-		}
-		return g, err
+		return reuseport.Open(e.Network, e.Addr, seats)
 	}
 }
 

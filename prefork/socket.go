@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"syscall"
 
 	"github.com/seed-235859eb/usher/internal/gate"
@@ -14,8 +13,8 @@ import (
 // socket is one socket of a listener.
 type socket struct {
 	net.Listener
-	unlink  string // path of a unix socket that is this process's to remove
-	foreign bool   // not this program's alone, see supervised.ErrForeign
+	name    unixName // if it is a unix socket of this process alone
+	foreign bool     // not this program's alone, see supervised.ErrForeign
 
 	finishing bool // set with its listener's mu held
 	patient   bool // empty the queue before the close; the same
@@ -23,10 +22,7 @@ type socket struct {
 
 func (s *socket) shut() (gate.Outcome, error) {
 	if _, ok := s.Listener.(*net.UnixListener); ok {
-		if s.unlink != "" {
-			return gate.Outcome{Mechanism: gate.Name}, os.Remove(s.unlink)
-		}
-		return gate.Outcome{Mechanism: gate.Name}, nil // the master has removed the name
+		return gate.Outcome{Mechanism: gate.Name}, s.name.remove() // or the master has removed it
 	}
 	if s.foreign {
 		return gate.Outcome{}, supervised.ErrForeign

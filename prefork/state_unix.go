@@ -134,7 +134,7 @@ func (s *masterState) take(e *endpoint) bool {
 		if err != nil {
 			return false
 		}
-		e.group, e.unlink, e.foreign, e.key = g, old.Unlink, old.Foreign, old.Key
+		e.group, e.unixName, e.foreign, e.key = g, unixNameAt(old.Unlink), old.Foreign, old.Key
 		s.Endpoints[i].FDs = nil
 		return true
 	}
