@@ -21,11 +21,11 @@ func testMaster(t *testing.T) (*Master, *reuseport.Group) {
 		t.Fatal(err)
 	}
 	m := newMaster(Options{Workers: 2}.withDefaults())
-	m.endpoints = []*endpoint{{name: "test", group: g}}
+	m.sockets.endpoints = []*endpoint{{name: "test", group: g}}
 	t.Cleanup(func() {
 		g.Close()
 		m.hooks.close(time.Minute)
-		m.manager.close(time.Minute)
+		m.manager.queue.close(time.Minute)
 	})
 	return m, g
 }
@@ -58,7 +58,7 @@ func TestShutSeat(t *testing.T) {
 	m, g := testMaster(t)
 	m.setLive(fleet.Live{Seats: []int{1}})
 	fill(t, g.Addr(), 1)
-	m.shutSeat(1)
+	m.sockets.shutSeat(1)
 	_, other := testMaster(t)
 	if err := other.ShutSeat(0); err == nil {
 		// Dropped is neither refused nor accepted: the connect hangs.
@@ -74,7 +74,7 @@ func TestShutSeat(t *testing.T) {
 	wantQueued(t, g, 0, 1)
 	m.setLive(fleet.Live{Seats: []int{0}})
 	fill(t, g.Addr(), 5)
-	m.closeSeat(1)
+	m.sockets.closeSeat(1)
 	fill(t, g.Addr(), 5)
 	wantQueued(t, g, 10)
 }
@@ -87,7 +87,7 @@ type toMaster struct {
 
 func (l toMaster) send(f frame, _ ...int) error {
 	if f.Type == frameShut {
-		l.m.shutEndpoint(f.Endpoint)
+		l.m.sockets.shutEndpoint(f.Endpoint)
 		return l.w.handle(frame{Type: frameShut, Ask: f.Ask}, nil)
 	}
 	return nil
@@ -108,7 +108,7 @@ func TestFinalStopShutsAll(t *testing.T) {
 		}
 		defer other.Close()
 		w.final.Store(true)
-		m.closing = closing
+		m.sockets.closing = closing
 		out, err := l.Shut()
 		if err != nil {
 			t.Fatal(err)

@@ -34,7 +34,7 @@ func (m *Master) openEndpoint(ctx context.Context, e Endpoint, inherited []sdnot
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		return g, err
 	}
-	orphans := findOrphans(m.path, e.name())
+	orphans := findOrphans(m.programs.path, e.name())
 	if len(orphans) > 0 {
 		m.evict(orphans)
 		m.log.Warn("prefork: workers of a master that is gone have the sockets, telling them to leave", "endpoint", e.name(), "workers", len(orphans))
@@ -50,7 +50,7 @@ func (m *Master) openEndpoint(ctx context.Context, e Endpoint, inherited []sdnot
 		case <-time.After(retryOpen):
 		case <-over.C:
 			return nil, err
-		case s := <-m.signals:
+		case s := <-m.signals.ch:
 			if s == syscall.SIGTERM || s == os.Interrupt {
 				return nil, errStopAtBoot
 			}

@@ -49,16 +49,6 @@ type accepted struct {
 	err  error
 }
 
-// socket is one socket of a listener.
-type socket struct {
-	net.Listener
-	unlink  string // path of a unix socket that is this process's to remove
-	foreign bool   // not this program's alone, see supervised.ErrForeign
-
-	finishing bool // set with its listener's mu held
-	patient   bool // empty the queue before the close; the same
-}
-
 type deadliner interface{ SetDeadline(t time.Time) error }
 
 func newListener(w *Worker, name string, seat int, s *socket) *listener {
@@ -268,23 +258,6 @@ func (l *listener) Shut() (gate.Outcome, error) {
 // shutTimeout is how long a worker waits for the master.
 const shutTimeout = 250 * time.Millisecond
 
-func (s *socket) shut() (gate.Outcome, error) {
-	if _, ok := s.Listener.(*net.UnixListener); ok {
-		if s.unlink != "" {
-			return gate.Outcome{Mechanism: gate.Name}, os.Remove(s.unlink)
-		}
-		return gate.Outcome{Mechanism: gate.Name}, nil // the master has removed the name
-	}
-	if s.foreign {
-		return gate.Outcome{}, supervised.ErrForeign
-	}
-	rc, err := rawConn(s)
-	if err != nil {
-		return gate.Outcome{}, err
-	}
-	return gate.Shut(rc), nil
-}
-
 // Handshakes implements [supervised.Listener]. All sockets have the same
 // address, so that one can speak for all.
 func (l *listener) Handshakes() (gate.Pending, error) {
@@ -347,22 +320,6 @@ func (l *listener) Queued() (int, error) {
 		sum += n
 	}
 	return sum, nil
-}
-
-func rawConn(s *socket) (syscall.RawConn, error) {
-	sc, ok := s.Listener.(syscall.Conn)
-	if !ok {
-		return nil, fmt.Errorf("prefork: %T hides its socket: %w", s.Listener, errors.ErrUnsupported)
-	}
-	return sc.SyscallConn()
-}
-
-func queued(s *socket) (int, error) {
-	rc, err := rawConn(s)
-	if err != nil {
-		return 0, err
-	}
-	return gate.Queued(rc)
 }
 
 // SyscallConn implements [syscall.Conn] with a socket of the worker's seat.

@@ -83,17 +83,17 @@ func (m *Master) spawn(a fleet.Spawn) {
 // used, the master may have closed its own.
 func (m *Master) spec(p *proc) (processSpec, error) {
 	spec := processSpec{
-		setup: workerSetup{Seat: p.seat, Generation: p.generation, Master: os.Getpid(), Path: m.path},
-		procs: cpuShare(m.fleet.Snapshot(time.Now()).Want), credential: m.credential, stdout: m.opts.LogFile != "",
+		setup: workerSetup{Seat: p.seat, Generation: p.generation, Master: os.Getpid(), Path: m.programs.path},
+		procs: cpuShare(m.fleet.Snapshot(time.Now()).Want), credential: m.programs.credential, stdout: m.opts.LogFile != "",
 	}
 	var err error
-	if spec.program, err = m.programs[p.generation].clone(); err != nil {
+	if spec.program, err = m.programs.held[p.generation].clone(); err != nil {
 		return spec, err
 	}
-	if err := m.openSeat(p.seat); err != nil {
+	if err := m.sockets.openSeat(p.seat); err != nil {
 		return spec, err
 	}
-	for _, e := range m.endpoints {
+	for _, e := range m.sockets.endpoints {
 		fd, err := dupFD(e.group.FD(p.seat))
 		if err != nil {
 			return spec, fmt.Errorf("prefork: socket of %s for seat %d: %w", e.name, p.seat, err)

@@ -298,7 +298,7 @@ func (p plan) hooks() Hooks {
 	return Hooks{
 		MasterStart: func(_ context.Context, m *Master) {
 			e := event{Name: "MasterStart", PID: os.Getpid(), GOMAXPROCS: runtime.GOMAXPROCS(0)}
-			for _, end := range m.endpoints {
+			for _, end := range m.sockets.endpoints {
 				e.Addr = append(e.Addr, end.group.Addr().String())
 			}
 			go obey(m)

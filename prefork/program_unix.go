@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,25 @@ type program struct {
 	fd   int    // or -1
 	path string // what to execute if there is no fd
 	dir  string // without symbolic links; empty means the master's own
+}
+
+// programs are where workers come from.
+type programs struct {
+	path       string              // of the program's file
+	dir        string              // that they start in, maybe a symbolic link
+	credential *syscall.Credential // whom they run as, or nil
+	held       map[int]*program    // by generation
+}
+
+func (p *programs) drop(generation int) {
+	p.held[generation].close()
+	delete(p.held, generation)
+}
+
+func (p *programs) close() {
+	for _, held := range p.held {
+		held.close()
+	}
 }
 
 // openProgram takes a hold on the program at path, or on the one that runs, and

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -190,15 +189,12 @@ func listen(e Endpoint, inherited []sdnotify.Socket) (*socket, error) {
 		l, err := inheritedListener(s.FD)
 		return &socket{Listener: l, foreign: true}, err
 	case e.Network == "unix":
-		l, err := net.Listen("unix", e.Addr)
-		if errors.Is(err, syscall.EADDRINUSE) && removeStale(e.Addr) {
-			l, err = net.Listen("unix", e.Addr)
-		}
+		l, err := withUnixName(e.Addr, func() (net.Listener, error) { return net.Listen("unix", e.Addr) })
 		if err != nil {
 			return nil, err
 		}
 		l.(*net.UnixListener).SetUnlinkOnClose(false) // the stop removes the name first
-		return &socket{Listener: l, unlink: nameOf(l.Addr())}, nil
+		return &socket{Listener: l, name: nameOf(l.Addr())}, nil
 	default:
 		network := e.Network
 		if network == "" {
@@ -207,28 +203,6 @@ func listen(e Endpoint, inherited []sdnotify.Socket) (*socket, error) {
 		l, err := usher.Listen(network, e.Addr)
 		return &socket{Listener: l}, err
 	}
-}
-
-// removeStale removes the name of a unix socket that nobody listens on, as a
-// program that was killed leaves it behind, and reports whether it did.
-func removeStale(path string) bool {
-	info, err := os.Lstat(path)
-	if err != nil || info.Mode()&os.ModeSocket == 0 {
-		return false
-	}
-	c, err := net.Dial("unix", path)
-	if err == nil {
-		c.Close()
-	}
-	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
-}
-
-// nameOf returns the path of a unix socket, or nothing if it has none.
-func nameOf(a net.Addr) string {
-	if a.Network() != "unix" || strings.HasPrefix(a.String(), "@") {
-		return ""
-	}
-	return a.String()
 }
 
 var errNoEndpoint = errors.New("prefork: Options.Addr and Options.Listen are empty, and systemd passed no socket")

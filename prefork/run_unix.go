@@ -11,8 +11,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -39,19 +37,19 @@ func runMaster(ctx context.Context, opts Options) error {
 	m := newMaster(opts)
 	defer m.end()
 	if catchEarly != nil {
-		m.signals = catchEarly
+		m.signals.ch = catchEarly
 	}
 	m.catchSignals(notIgnored(syscall.SIGTERM, os.Interrupt))
-	defer signal.Stop(m.signals)
+	defer signal.Stop(m.signals.ch)
 	old, err := inheritedState()
 	if err != nil {
 		return err
 	}
-	m.caught = notIgnored(append([]os.Signal{syscall.SIGTERM, os.Interrupt}, harmless...)...)
+	m.signals.caught = notIgnored(append([]os.Signal{syscall.SIGTERM, os.Interrupt}, harmless...)...)
 	if old != nil {
-		m.caught = old.signals() // the master before has ignored some for this one's sake
+		m.signals.caught = old.signals() // the master before has ignored some for this one's sake
 	}
-	m.catchSignals(m.caught)
+	m.catchSignals(m.signals.caught)
 	if err := m.open(ctx, old); errors.Is(err, errStopAtBoot) {
 		m.log.Info("prefork: told to stop before it began")
 		return nil
@@ -63,18 +61,13 @@ func runMaster(ctx context.Context, opts Options) error {
 		return err
 	}
 	defer endLog()
-	if m.sd, err = sdnotify.New(os.Getenv); err != nil {
-		m.log.Warn("prefork: service manager", "error", err)
-	}
-	if m.watchdog, err = sdnotify.WatchdogInterval(os.Getenv, os.Getpid()); err != nil {
-		m.log.Warn("prefork: service manager", "error", err)
-	}
+	m.manager.connect()
 	stopReaping := reapStrangers(m)
 	defer stopReaping()
 
 	m.fleet = fleet.New(m.fleetConfig())
 	if old == nil {
-		m.log.Info("prefork: master starts", "pid", os.Getpid(), "workers", opts.Workers, "addr", m.addresses(),
+		m.log.Info("prefork: master starts", "pid", os.Getpid(), "workers", opts.Workers, "addr", m.sockets.addresses(),
 			"GOMAXPROCS of a worker", m.shareForLog())
 		m.fleet.Start(time.Now())
 	} else if err := m.adopt(old); err != nil {
@@ -86,50 +79,6 @@ func runMaster(ctx context.Context, opts Options) error {
 	return m.loop(ctx)
 }
 
-// harmless are signals whose loss, while the master is replaced, does no harm.
-var harmless = []os.Signal{syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTTIN, syscall.SIGTTOU}
-
-// catchEarly catches signals to stop for a master that another one has executed,
-// as soon as there is anything of this package: until main comes to Run they would
-// end the program. It is nil in others.
-var catchEarly = func() chan os.Signal {
-	fd, err := strconv.Atoi(os.Getenv(masterEnv))
-	if err != nil {
-		return nil
-	}
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
-		return nil // a child of such a master
-	}
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, notIgnored(syscall.SIGTERM, os.Interrupt)...)
-	return signals
-}()
-
-func (m *Master) catchSignals(signals []os.Signal) {
-	// Without this, a line of log would kill the master when whoever reads
-	// standard error is gone.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	signal.Notify(m.signals, signals...)
-}
-
-// releaseSignals prepares for exec, after which they would do what they do to
-// any program: end it, or, as SIGTTIN does, stop it for ever. Ignored ones stay
-// ignored until Run catches them again; SIGTERM must not be lost, and ends the
-// master. It reports whether none had come before.
-func (m *Master) releaseSignals() bool {
-	signal.Ignore(harmless...)
-	signal.Stop(m.signals) // all that came are in the channel by now
-	return len(m.signals) == 0
-}
-
-func (m *Master) addresses() string {
-	var all []string
-	for _, e := range m.endpoints {
-		all = append(all, e.group.Addr().String())
-	}
-	return strings.Join(all, " ")
-}
-
 func (m *Master) shareForLog() string {
 	if n := cpuShare(m.opts.Workers); n > 0 {
 		return fmt.Sprint(n)
@@ -139,30 +88,27 @@ func (m *Master) shareForLog() string {
 
 // end gives back what the master holds.
 func (m *Master) end() {
-	m.unpublish()
+	m.sockets.unpublish()
 	close(m.gone)
-	m.trials.Wait()
+	m.upgrades.trials.Wait()
 	m.evictions.Wait()
 	m.closeStreams()
-	for _, e := range m.endpoints {
+	for _, e := range m.sockets.endpoints {
 		e.group.Close()
 	}
-	for _, p := range m.programs {
-		p.close()
-	}
+	m.programs.close()
 	m.hooks.close(hookTimeout)
 	if err := m.pidFile.remove(); err != nil {
 		m.log.Warn("prefork: cannot remove the PID file", "error", err)
 	}
-	m.manager.close(hookTimeout)
-	m.sd.Close()
+	m.manager.close()
 	m.flushLog()
 }
 
 // flushLog sees to it that what was logged is written, unless nobody takes it.
 func (m *Master) flushLog() {
 	flush(m.log)
-	m.out.Flush(logPatience)
+	m.output.to.Flush(logPatience)
 }
 
 func flush(log *slog.Logger) {
@@ -177,15 +123,15 @@ func (m *Master) findProgram(old *masterState) error {
 	if err != nil {
 		return err
 	}
-	m.path = path
+	m.programs.path = path
 	if old != nil && old.Path != "" {
-		m.path, sure = old.Path, true
+		m.programs.path, sure = old.Path, true
 	}
 	if !sure {
-		m.log.Warn("prefork: cannot find the program by the path that it was started by: restarts will use the file that runs", "path", m.path)
+		m.log.Warn("prefork: cannot find the program by the path that it was started by: restarts will use the file that runs", "path", m.programs.path)
 	}
-	m.dir = workDir(m.opts.Dir)
-	if info, err := os.Stat(m.dir); m.opts.Dir != "" && (err != nil || !info.IsDir()) {
+	m.programs.dir = workDir(m.opts.Dir)
+	if info, err := os.Stat(m.programs.dir); m.opts.Dir != "" && (err != nil || !info.IsDir()) {
 		return fmt.Errorf("prefork: Options.Dir is %q: %w", m.opts.Dir, cmp.Or(err, error(syscall.ENOTDIR)))
 	}
 	return nil
@@ -194,7 +140,7 @@ func (m *Master) findProgram(old *masterState) error {
 // findIdentity finds out whom the workers run as, and where the master's process ID
 // goes.
 func (m *Master) findIdentity(old *masterState) (err error) {
-	if m.credential, err = m.opts.credential(); err != nil {
+	if m.programs.credential, err = m.opts.credential(); err != nil {
 		return err
 	}
 	if m.pidFile, err = m.opts.pidFile(); err != nil {
@@ -252,11 +198,11 @@ func (m *Master) open(ctx context.Context, old *masterState) error {
 				return fmt.Errorf("prefork: endpoint %s: %w", e.name, err)
 			}
 			if want.Network == "unix" || want.Open != nil {
-				e.unlink = nameOf(e.group.Addr())
+				e.unixName = nameOf(e.group.Addr())
 			}
 			e.foreign = want.foreign()
 		}
-		m.endpoints = append(m.endpoints, e)
+		m.sockets.endpoints = append(m.sockets.endpoints, e)
 	}
 	old.dropRest()
 	return nil
@@ -302,14 +248,12 @@ func openGroup(e Endpoint, inherited []sdnotify.Socket, seats int) (*reuseport.G
 			unix.Close(fd)
 		}
 		return g, err
+	case e.Network == "unix":
+		return withUnixName(e.Addr, func() (*reuseport.Group, error) { return reuseport.Open("unix", e.Addr, seats) })
 	case e.Network == "":
 		return reuseport.Open("tcp", e.Addr, seats)
 	default:
-		g, err := reuseport.Open(e.Network, e.Addr, seats)
-		if e.Network == "unix" && errors.Is(err, syscall.EADDRINUSE) && removeStale(e.Addr) {
-			return reuseport.Open(e.Network, e.Addr, seats)
-		}
-		return g, err
+		return reuseport.Open(e.Network, e.Addr, seats)
 	}
 }
 
@@ -326,51 +270,4 @@ func inheritedListener(fd int) (net.Listener, error) {
 		return nil, fmt.Errorf("descriptor %d from systemd: %w", fd, err)
 	}
 	return reuseport.Listener(fd)
-}
-
-// signal does what a signal to the master means, and returns how many to stop
-// have come.
-func (m *Master) signal(s os.Signal, received int) int {
-	now := m.now()
-	name := signalName(s)
-	switch s {
-	case syscall.SIGTERM, os.Interrupt:
-		if s == syscall.SIGTERM && m.terms.more(now) {
-			break
-		}
-		received++
-		m.stop(nextLevel(s, received), name)
-	case syscall.SIGHUP, syscall.SIGUSR1:
-		m.tickets++
-		m.restart(m.tickets, name)
-	case syscall.SIGUSR2:
-		m.upgrade(context.Background(), name, make(chan error, 1))
-	case syscall.SIGTTIN, syscall.SIGTTOU:
-		n := m.fleet.Snapshot(now).Want
-		if s == syscall.SIGTTIN {
-			n++
-		} else {
-			n--
-		}
-		if n < 1 || n > maxWorkers {
-			m.log.Warn("prefork: cannot scale", "workers", n, "least", 1, "most", maxWorkers)
-			break
-		}
-		if err := m.fleet.Scale(now, n); err != nil {
-			m.log.Warn("prefork: cannot scale", "workers", n, "error", err)
-			break
-		}
-		m.log.Info("prefork: scaling", "workers", n, "reason", name)
-	}
-	return received
-}
-
-// signalName returns SIGHUP and not "hangup", which says something else.
-func signalName(s os.Signal) string {
-	if n, ok := s.(syscall.Signal); ok {
-		if name := unix.SignalName(n); name != "" {
-			return name
-		}
-	}
-	return s.String()
 }

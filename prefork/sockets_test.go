@@ -5,6 +5,7 @@ package prefork
 import (
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -85,6 +86,75 @@ func TestStaleName(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNameOfAnother: a name that leads to another program's socket by the time of
+// the stop stays.
+func TestNameOfAnother(t *testing.T) {
+	for _, workers := range []int{2, 0} {
+		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) {
+			t.Parallel()
+			p := quick(workers)
+			name := filepath.Join(t.TempDir(), "socket")
+			p.Addr, p.Listen = "", []planEndpoint{{Network: "unix", Addr: name}}
+			r := launch(t, p)
+			r.first("listening")
+			if err := os.Remove(name); err != nil {
+				t.Fatal(err)
+			}
+			l, err := net.Listen("unix", name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			r.kill(r.cmd.Process.Pid, syscall.SIGTERM)
+			if status := r.gone(); status != 0 {
+				t.Errorf("status %d", status)
+			}
+			if c, err := net.Dial("unix", name); err != nil {
+				t.Error(err)
+			} else {
+				c.Close()
+			}
+		})
+	}
+}
+
+// TestStaleNameAtTheSameTime: of those who find a name that nobody listens on in
+// the same moment, one gets it.
+func TestStaleNameAtTheSameTime(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "socket")
+	for range 100 {
+		stale, err := net.Listen("unix", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stale.(*net.UnixListener).SetUnlinkOnClose(false)
+		stale.Close()
+		const rivals = 4
+		got := make(chan net.Listener, rivals)
+		for range rivals {
+			go func() {
+				l, err := withUnixName(name, func() (net.Listener, error) { return net.Listen("unix", name) })
+				if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
+					t.Error(err)
+				}
+				got <- l
+			}()
+		}
+		var winners []net.Listener
+		for range rivals {
+			if l := <-got; l != nil {
+				winners = append(winners, l)
+			}
+		}
+		for _, l := range winners {
+			l.Close()
+		}
+		if len(winners) != 1 {
+			t.Fatalf("%d of %d listen", len(winners), rivals)
+		}
 	}
 }
 

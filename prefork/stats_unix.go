@@ -74,7 +74,7 @@ func (m *Master) stats() Stats {
 	f := m.fleet.Snapshot(time.Now())
 	s := Stats{
 		PID: os.Getpid(), UpFor: time.Since(m.began),
-		Generation: f.Generation, Next: f.Next, Restarting: f.Restarting, Stopping: f.Stopping, TakenBack: m.takenBack,
+		Generation: f.Generation, Next: f.Next, Restarting: f.Restarting, Stopping: f.Stopping, TakenBack: m.orders.takenBack,
 		Workers: f.Want, Serving: f.Serving,
 		Requests: f.Requests, Accepted: f.Accepted, Crashes: f.Crashes,
 		Seats: make([]SeatStats, 0, len(f.Seats)),
@@ -82,7 +82,7 @@ func (m *Master) stats() Stats {
 	for _, fs := range f.Seats {
 		seat := SeatStats{
 			Seat: fs.Seat, Generation: fs.Target, Closing: fs.Closing, Restarts: fs.Restarts, BackoffFor: fs.BackoffFor,
-			Queued: m.queued(fs.Seat), Workers: make([]WorkerStats, 0, len(fs.Workers)),
+			Queued: m.sockets.queued(fs.Seat), Workers: make([]WorkerStats, 0, len(fs.Workers)),
 		}
 		if e := fs.LastExit; e != nil {
 			seat.LastExit, seat.LastClass, seat.LastOutput = e.String(), Class(e.Class), lastBytes(e.Exit.Output, 1<<10)

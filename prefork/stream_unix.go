@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/asynclog"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,6 +24,12 @@ type stream struct {
 	lines   liner
 	ended   chan struct{} // closed when nobody has the other end any more
 	reading sync.WaitGroup
+}
+
+// outputs is where the streams of all workers go.
+type outputs struct {
+	to     *asynclog.Writer // standard error
+	strays map[*stream]bool // of workers that are gone
 }
 
 func newStream(file *os.File) *stream {
@@ -80,10 +87,10 @@ func (s *stream) copy(to io.Writer) bool {
 
 // readStream reads what a worker and its children write.
 func (m *Master) readStream(s *stream) {
-	s.start(m.out, func() {
+	s.start(m.output.to, func() {
 		m.post(func() {
-			if m.strays[s] {
-				delete(m.strays, s)
+			if m.output.strays[s] {
+				delete(m.output.strays, s)
 				s.file.Close()
 			}
 		})
@@ -96,12 +103,12 @@ func (m *Master) leaveStream(s *stream) {
 		s.file.Close()
 		return
 	}
-	m.strays[s] = true
+	m.output.strays[s] = true
 }
 
 // streams returns those of all workers, also of those that are gone.
 func (m *Master) streams() []*stream {
-	all := slices.Collect(maps.Keys(m.strays))
+	all := slices.Collect(maps.Keys(m.output.strays))
 	for _, p := range m.procs {
 		if p.started != nil {
 			all = append(all, p.stream)

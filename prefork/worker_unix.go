@@ -102,7 +102,7 @@ func startWorker(ctx context.Context, opts Options, setup workerSetup) (*workerP
 		return nil, err
 	}
 	p.w.link, p.w.master = p.link, true
-	// The name of the file that was executed is a number: see program.path.
+	// The name of the file that was executed is a number: see program.exec.
 	os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
 
 	// A terminal's and a group's signals come to workers too; what they mean is
