@@ -22,8 +22,7 @@
 //   - A gate is what keeps new connections from being established; see [Gate].
 //   - A connection is silent if nothing of a request has arrived on it, or nothing
 //     since its last response.
-//   - A newcomer is a client that connects after the stop began or, with MaxConns,
-//     a connection that waits for a place.
+//   - A newcomer is a connection that waits for a place at MaxConns.
 //   - A slot is the right to run one handler. A flow is what slots are shared
 //     between: a connection, unless FlowKey says otherwise.
 //
@@ -66,8 +65,8 @@
 //
 // [GuaranteeNone] holds for listeners that hide their socket, and on Windows.
 //
-// The [Report] says which guarantee held, and by which [Gate]. The README has a
-// table of all cases, with older kernels.
+// The [Report] says which guarantee held, and by which [Gate].
+// docs/guarantees.md in the repository has a table of all cases.
 //
 // A gate stays with its TCP socket for good. So usher puts none on a socket that
 // systemd, a parent or a sibling may have: the next program would get no clients.
