@@ -46,8 +46,8 @@ var mayImport = map[string][]string{
 		"internal/reuseport", "internal/sdnotify", "internal/supervised",
 	},
 	"usher": {
-		"internal/asynclog", "internal/gate", "internal/goaway", "internal/limit",
-		"internal/maxconns", "internal/nethttp", "internal/supervised", "internal/track",
+		"internal/asynclog", "internal/gate", "internal/goaway", "internal/inflight",
+		"internal/limit", "internal/maxconns", "internal/nethttp", "internal/supervised", "internal/track",
 	},
 
 	"internal/limit":      {"internal/fairqueue", "internal/track"},
@@ -61,6 +61,7 @@ var mayImport = map[string][]string{
 	"internal/fleet":     nil,
 	"internal/gate":      nil,
 	"internal/goaway":    nil,
+	"internal/inflight":  nil,
 	"internal/nethttp":   nil,
 	"internal/sdnotify":  nil,
 

@@ -17,37 +17,38 @@ import (
 )
 
 // FairnessOptions are the options of a [Limiter]. The zero value limits
-// nothing.
+// nothing: all requests run at once.
 type FairnessOptions struct {
-	// Slots is how many handlers run at a time. Zero means no limit. A
+	// Slots is how many handlers may run at once. Zero means no limit. A
 	// negative value is an error.
 	Slots int
 
-	// MaxInline is how many requests of one connection may run in a row on
-	// one slot while others wait, if each has arrived when the one before it
-	// ends; then the connection goes to the back of the queue. It does not
-	// close the connection (Puma's setting that used to have this meaning,
-	// max_fast_inline, now does). While nobody waits there is no bound.
+	// MaxInline is how many requests of one connection may run in a row on one
+	// slot while others wait. A request runs inline if it has arrived when the one
+	// before it ends. After MaxInline requests the connection goes to the back of
+	// the queue. It is not closed (Puma's max_fast_inline, which used to have this
+	// meaning, now closes it). While nobody waits there is no bound.
 	//
-	// More than 1 saves a hand-off of about a microsecond for each request, and
-	// makes the slowest wait that many times longer. It has an effect for
-	// HTTP/1 connections of a [Server] on unix systems only. Zero means 1. A
-	// negative value is an error.
+	// A value above 1 saves a hand-off of about a microsecond for each request,
+	// and makes the longest wait that many times longer. It works for HTTP/1
+	// connections of a [Server] on unix systems. Zero means 1. A negative value is
+	// an error.
 	MaxInline int
 
-	// MaxQueue is how many requests may wait. One more costs the flow with the
-	// most waiting requests its newest, which is answered with Status; that is
-	// the new one itself if its own flow is among the longest. Zero means 128
-	// for each slot and at least 1024. A negative value is an error.
+	// MaxQueue is how many requests may wait at once. When one more arrives, one
+	// request is answered with Status and leaves the queue: the newest of the flow
+	// with the most waiting requests. It is the arriving request itself if no flow
+	// has more waiting than its own. Zero means 128 for each slot, and at least
+	// 1024. A negative value is an error.
 	MaxQueue int
 
-	// MaxWait is how long a request may wait. Then it is answered with
-	// Status, and its handler never runs. Zero means 30 s. A negative value is
-	// an error.
+	// MaxWait is how long a request may wait before its handler begins. After
+	// that it is answered with Status, and the handler never runs. Zero means
+	// 30 s. A negative value is an error.
 	//
-	// It need not be set to what clients wait: a Limiter sees when they leave.
-	// A request that would have to wait until hardly any client is left is
-	// answered with Status at once.
+	// MaxWait need not match how long clients wait: a Limiter sees when they
+	// leave. A request that would have to wait longer than nearly all clients do
+	// is answered with Status at once.
 	MaxWait time.Duration
 
 	// GivesUpAt says when the client of a request gives up, if that is known,
@@ -59,21 +60,24 @@ type FairnessOptions struct {
 	// more is known.
 	GivesUpAt func(*http.Request) time.Time
 
-	// Status answers requests that cannot be served, with a Retry-After: 503
-	// (zero means that) or 429. Any other value is an error.
+	// Status is the status code for requests that are turned away: 503 or 429.
+	// Such a response has a Retry-After header. Zero means 503. Any other value is
+	// an error.
 	Status int
 
-	// Exempt says which requests need no slot, health checks for instance, and
-	// streams that run for hours. Nil means none.
+	// Exempt reports whether a request needs no slot: a health check, for
+	// instance, or a stream that runs for hours. Nil means that none is exempt.
 	Exempt func(*http.Request) bool
 
-	// FlowKey says what is treated fairly: requests with the same key share
-	// one turn, over however many connections they come. Nil, and the empty
-	// key, mean the connection. It must not read the body.
+	// FlowKey returns the flow that a request belongs to, for example its tenant.
+	// Slots are shared between flows: all requests with the same key are one flow,
+	// over however many connections they come. If FlowKey is nil or returns "", the
+	// flow is the connection. FlowKey must not read the body.
 	FlowKey func(*http.Request) string
 
-	// Weight says how many slots the flow of a key is due for each one of
-	// others. Nil, and less than 1, mean 1.
+	// Weight returns how many slots the flow of a key gets for each slot of a flow
+	// with weight 1. Nil, and values below 1, mean 1. It is not asked for the empty
+	// key.
 	Weight func(key string) int
 }
 
@@ -106,33 +110,35 @@ func (o FairnessOptions) validate(prefix string) error {
 	return fmt.Errorf("usher: %sStatus is %d, must be %d or %d", prefix, o.Status, http.StatusServiceUnavailable, http.StatusTooManyRequests)
 }
 
-// A Limiter bounds how many handlers run at a time, and decides fairly who is
-// next. A request takes a free slot at once. Otherwise it waits: the next slot
-// goes to the flow that holds the fewest, and among equals to the one that has
-// waited longest since it joined or since a request of it ended. A flow is a
-// connection, unless FlowKey says otherwise. Over HTTP/1 that is first come,
-// first served; over HTTP/2 a connection with hundreds of streams gets no more
-// than one with a single stream. While clients leave because they have to wait, a
-// slot that would probably be lost on the one whose turn it is goes to the
-// newest request instead, of the flows that hold the fewest slots.
+// A Limiter bounds how many handlers run at once, and decides fairly which
+// request is next. A request that finds a free slot takes it. Otherwise its flow
+// waits. A flow is a connection, unless FlowKey says otherwise.
 //
-// A slot is not held while a handler waits for its client: a read of the
-// request's body that has to wait gives it back, and goes on with priority over
-// requests that have not begun. So handlers may run on between a read and its
-// return without a slot, but two reads never run beside each other in excess
-// of Slots. Writes to a client that does not read hold the slot; set
-// WriteTimeout. The same goes for the first write while a body is unread, for
-// which net/http reads up to 256 KiB of it. A handler that takes its connection
-// over gives its slot back, if the connection is a [Server]'s.
+// A slot that becomes free goes to the flow that holds the fewest slots. Among
+// equals it goes to the one that has waited longest since it joined, or since one
+// of its requests ended. Over HTTP/1 this is first come, first served. Over HTTP/2
+// a connection with hundreds of streams gets no more slots than a connection with
+// one stream. While clients leave because they have to wait, the order may change:
+// if the client whose turn it is will probably have left when it is answered, the
+// slot goes to the newest request of the flows that hold the fewest slots.
 //
-// A request that waits is taken out when its client leaves, or only closes its
-// sending side, which net/http takes for the same. ReadTimeout and WriteTimeout
-// do not run meanwhile; a deadline that a handler around this one has set for
-// writes is replaced by WriteTimeout, if there is one.
+// A slot is not held while a handler waits for its client. A read of the request's
+// body that has to wait gives the slot back. When the bytes have come, the read
+// waits for a slot, with priority over requests that have not begun, and returns.
+// A goroutine that the handler has started may run on without a slot meanwhile.
+// Two cases hold the slot, though the handler waits for its client: writes to a
+// client that does not read, and the first write while a body is unread, because
+// net/http then reads up to 256 KiB of the body. WriteTimeout bounds them. A
+// handler that hijacks a connection of a [Server] gives its slot back.
 //
-// A Limiter may serve many servers, and a request may pass through several.
+// A waiting request leaves the queue when its client leaves, or closes its sending
+// side: net/http takes the two for the same. Read and write deadlines stand still
+// while a request waits.
 //
-// To take a free slot costs two atomic operations, and to wait for one about a
+// A Limiter may serve many servers, and a request may pass through several
+// Limiters. All methods may be called from many goroutines at once.
+//
+// Taking a free slot costs two atomic operations. Waiting costs about a
 // microsecond.
 type Limiter struct {
 	opts   FairnessOptions
@@ -141,12 +147,13 @@ type Limiter struct {
 	full   fullLog
 }
 
-// NewLimiter returns a Limiter, to be used with its Handler method in any
-// chain of handlers. A [Server] makes its own.
+// NewLimiter returns a Limiter, whose Handler method fits into any chain of
+// handlers. A [Server] makes its own Limiter. An option that is out of range is an
+// error.
 //
 // With an http.Server that usher does not wrap, set its ConnContext to
-// [ConnContext]; otherwise connections are told apart by their remote address,
-// which costs a look into a map under a lock.
+// [ConnContext]. Without that, connections are told apart by their remote address,
+// which costs each request a look into a map under a lock.
 func NewLimiter(opts FairnessOptions) (*Limiter, error) {
 	if err := opts.validate("FairnessOptions."); err != nil {
 		return nil, err
@@ -167,10 +174,10 @@ func newLimiter(opts FairnessOptions, outermost bool, log *slog.Logger) *Limiter
 	})}
 }
 
-// SetSlots changes the number of slots; zero means no limit. More slots go to
-// those who wait at once; of fewer, the ones too many vanish as their requests
-// end. A value that [FairnessOptions] does not allow is an error and changes
-// nothing.
+// SetSlots sets the number of slots. Zero means no limit. Additional slots go to
+// waiting requests at once. If there are fewer slots than before, no running
+// request is stopped: a slot too many goes when its request ends. A value that
+// [FairnessOptions] does not allow is an error and changes nothing.
 func (l *Limiter) SetSlots(n int) error {
 	if err := (FairnessOptions{Slots: n}).validate(""); err != nil {
 		return err
@@ -179,8 +186,8 @@ func (l *Limiter) SetSlots(n int) error {
 	return nil
 }
 
-// Handler returns a handler that calls next when the request has a slot. The
-// request that next gets may be a copy, if it has a body.
+// Handler returns a handler that calls next when the request has a slot, and else
+// answers with Status. The request that next gets may be a copy.
 func (l *Limiter) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if l.opts.Exempt != nil && l.opts.Exempt(r) {
@@ -234,14 +241,14 @@ func (l *Limiter) turnAway(w http.ResponseWriter, r *http.Request, v limit.Verdi
 	http.Error(w, text, status)
 }
 
-// ConnContext lets a [Limiter] know the connection that a request came over.
-// It is to be the ConnContext of an [http.Server] that usher does not wrap.
+// ConnContext lets a [Limiter] know the connection that a request came over. Set
+// it as the ConnContext of an [http.Server] that usher does not wrap.
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	return limit.NewContext(ctx, c)
 }
 
-// QueueWait returns how long the request that ctx belongs to has waited for a
-// slot before its handler began, and zero if ctx is not that of a request.
-// Reading the header and the body does not count. Ask before the handler has
-// returned.
+// QueueWait returns how long the request that ctx belongs to has waited for a slot
+// before its handler began. It is zero if the request did not wait, or if ctx
+// belongs to no request of a [Limiter]. Reading the header and the body does not
+// count. Call QueueWait before the handler returns.
 func QueueWait(ctx context.Context) time.Duration { return limit.QueueWait(ctx) }

@@ -11,25 +11,25 @@ import (
 	"github.com/seed-235859eb/usher/internal/track"
 )
 
-// A Guarantee says what a drain could do for connections that nobody had
-// accepted yet.
+// A Guarantee says what became, in a drain, of connections that nobody had accepted
+// yet. A higher value promises more.
 type Guarantee int
 
 const (
-	// GuaranteeNone: the listener was closed at once, because it hides its
-	// socket or the system, Windows for one, has no means; connections in its
-	// accept queue were reset.
+	// GuaranteeNone: the listener was closed at once, and connections in its
+	// accept queue were reset. The listener hides its socket, or the system has no
+	// means (Windows), or the stop had no time.
 	GuaranteeNone Guarantee = iota
 
-	// GuaranteeQueue: the accept queue was served and then the socket closed.
-	// A handshake that ended between the two was reset, unless another process
-	// has the socket, too. All TCP sockets that are neither from [Listen] nor
-	// Exclusive (see [ListenerOptions]) get this, and where the kernel has no
-	// [Gate] the others, too.
+	// GuaranteeQueue: the accept queue was served, and then the socket closed. A
+	// handshake that ended between the two was reset, unless another process has
+	// the socket, too. This is what TCP sockets get that are neither from [Listen]
+	// nor Exclusive (see [ListenerOptions]), and all where the kernel has no
+	// [Gate].
 	GuaranteeQueue
 
-	// GuaranteeAll: new handshakes were stopped first, so that each
-	// connection that a client saw as established was served.
+	// GuaranteeAll: new handshakes were stopped first. Each connection that a
+	// client saw as established was served.
 	GuaranteeAll
 )
 
@@ -49,36 +49,39 @@ func (g Guarantee) String() string {
 // MarshalText implements [encoding.TextMarshaler].
 func (g Guarantee) MarshalText() ([]byte, error) { return []byte(g.String()), nil }
 
-// A Gate is what stopped new handshakes in a drain.
+// A Gate is what stopped new handshakes in a drain. Its value is one lower-case
+// word.
 type Gate string
 
 const (
 	// GateInterface: the socket was tied to a network interface that does not
-	// exist. Newcomers were refused at once.
+	// exist. New connects were refused at once.
 	GateInterface = Gate(gate.Interface)
 
-	// GateFilter: a socket filter dropped requests for connections. Newcomers
-	// send theirs again, after a second on most systems.
+	// GateFilter: a socket filter dropped the packets that begin a handshake.
+	// Clients send them again after a second on most systems.
 	GateFilter = Gate(gate.Filter)
 
-	// GateName: the name of the unix socket was removed.
+	// GateName: the name of the unix socket was removed, so that new connects
+	// found no socket.
 	GateName = Gate(gate.Name)
 
-	// GateSiblings: nothing, as other processes go on with the sockets.
+	// GateSiblings: nothing stopped them, and nothing needed to: other worker
+	// processes go on with the sockets.
 	GateSiblings Gate = "siblings"
 
-	// GateNone: nothing.
+	// GateNone: nothing stopped them.
 	GateNone = Gate(gate.None)
 )
 
-// Drain stops new connections and waits until those that the kernel has
-// established are accepted; then it closes the socket, so that new connects
-// are refused. It returns what it could guarantee.
+// Drain stops new handshakes, waits until each connection in the accept queue is
+// accepted, and closes the socket. After that new connects are refused. Drain
+// returns what it could guarantee.
 //
-// Somebody must keep calling [Listener.Accept] meanwhile; those calls block,
-// and do not fail, until [Listener.Close]. If ctx ends first, the socket is
-// closed at once, its queue is lost, and the error wraps ctx's and says how
-// many connections were waiting. A second call waits for the first.
+// Somebody must keep calling [Listener.Accept] meanwhile. Those calls block, and do
+// not fail, until [Listener.Close]. If ctx ends first, the socket is closed at
+// once and its accept queue is lost: the error wraps that of ctx, and says how many
+// connections were in the queue. A second call waits for the first.
 func (l *Listener) Drain(ctx context.Context) (Guarantee, error) {
 	l.markStopping()
 	first := false
@@ -238,8 +241,8 @@ func (l *Listener) await(ctx context.Context, out gate.Outcome, look func() (gat
 	return gate.Await(ctx, out, look, l.opts.HandshakeGrace)
 }
 
-// Queued returns the number of connections in the kernel's accept queue. Only
-// TCP on Linux tells the number; elsewhere 1 stands for one or more. The error
+// Queued returns the number of connections in the kernel's accept queue. The
+// number is exact for TCP on Linux; elsewhere 1 stands for one or more. The error
 // wraps [errors.ErrUnsupported] where nothing is known.
 func (l *Listener) Queued() (int, error) {
 	if sv, ok := l.inner.(supervised.Listener); ok {

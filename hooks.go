@@ -8,15 +8,16 @@ import (
 	"time"
 )
 
-// OnShutdown registers f to be called at the end of a stop, when no connection
-// is left. Hooks run one after the other in the order of registration, each
-// with a context for its share of what is left of GracePeriod (at least of a
-// tenth of it). An error, a panic, and not returning in time are
-// reported under name and do not keep the next hook from running. A hook
-// that ignores the end of its context is left behind.
+// OnShutdown registers f, a hook, to be called at the end of a stop, when no
+// connection is left. Hooks run one after the other, in the order of registration.
 //
-// One that is registered while hooks run comes after those. Once they have run,
-// OnShutdown only logs that f will not. It panics if f is nil.
+// The context of a hook ends after its share of the time left: what is left of
+// GracePeriod, a tenth of it at least, divided by the number of hooks to come. A
+// hook that has not returned by then is left behind. Its error, its panic, or that
+// it was late is reported under name. The next hook runs all the same.
+//
+// A hook that is registered while others run comes after those. Once all have run,
+// OnShutdown only logs that f will not run. It panics if f is nil.
 func (s *Server) OnShutdown(name string, f func(context.Context) error) {
 	if f == nil {
 		panic(fmt.Sprintf("usher: OnShutdown: hook %q is nil", name))
@@ -32,12 +33,12 @@ func (s *Server) OnShutdown(name string, f func(context.Context) error) {
 	}
 }
 
-// RegisterOnShutdown registers f to be called in a goroutine of its own when
-// the drain begins, for programs that tell their long-lived connections that
-// way. Those that are registered with the http.Server run in the finish phase,
-// when the connections that they should end have been waited for: move them
-// here. As with net/http, nobody waits for f. It is called at once if the drain
-// has begun. RegisterOnShutdown panics if f is nil.
+// RegisterOnShutdown registers f to be called in a goroutine of its own when the
+// drain begins. It is for programs that tell their long-lived connections that way
+// to end. Functions that are registered with the http.Server run in the finish
+// phase, which is too late for that: move them here. As with net/http, nobody waits
+// for f. If the drain has begun, f is called at once. RegisterOnShutdown panics if
+// f is nil.
 func (s *Server) RegisterOnShutdown(f func()) {
 	if f == nil {
 		panic("usher: RegisterOnShutdown: nil function")

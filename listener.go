@@ -25,7 +25,8 @@ import (
 // kernel could not stop new handshakes on it.
 //
 // A [Listener] on it knows that no other process has the socket, and may stop
-// handshakes on it for good: it must not be given away with File.
+// handshakes on it for good. So the socket must not be given to another process,
+// with File for instance.
 func Listen(network, address string) (net.Listener, error) {
 	var lc net.ListenConfig
 	if !gate.Multipath() {
@@ -47,34 +48,36 @@ type ownListener struct{ *net.TCPListener }
 // ListenerOptions are the options of a [Listener]. The zero value is the
 // default for production.
 type ListenerOptions struct {
-	// MaxConns is the most connections that are open at a time, hijacked ones
-	// included. One more is accepted and waits for a place; others stay in the
-	// kernel's accept queue. While one waits, each HTTP response is its
-	// connection's last, and a connection that has been idle for a second, or
-	// open for five without a byte, is closed, the one that has been so longest
-	// first: a newcomer does not wait for an idle timeout. A connection in a
-	// request is never closed.
+	// MaxConns is the highest number of connections that are open at once, with
+	// those that were hijacked. The next one, a newcomer, is accepted and waits
+	// for a place. All after that stay in the kernel's accept queue.
 	//
-	// What a connection does is known from a [Server]. A Listener on its own
-	// only counts.
+	// While a newcomer waits, each HTTP response is its connection's last, and
+	// idle connections are closed: the one that has been idle longest first, if
+	// that is a second or more, or five seconds without a first byte. A
+	// connection in a request is never closed.
+	//
+	// A Listener without a [Server] does not know which connections are idle: it
+	// counts, and closes none.
 	//
 	// Zero means no limit. A negative value is an error.
 	MaxConns int
 
-	// Exclusive says of a TCP listener that is not from [Listen] that its socket
-	// is this process's alone: no systemd, parent, child or sibling has it, or
-	// another one of its SO_REUSEPORT group, now or later. Nothing else could
-	// tell. Then a drain stops new handshakes, see [Guarantee], and nobody can
-	// serve from the socket ever after.
+	// Exclusive declares that only this process has the socket of a TCP listener
+	// that is not from [Listen]: no systemd, parent, child or sibling has it, or
+	// another socket of its SO_REUSEPORT group, now or later. usher cannot find
+	// that out by itself. Then a drain stops new handshakes (see [Guarantee]), and
+	// nobody can serve from the socket afterwards. The default is false.
 	Exclusive bool
 
-	// HandshakeGrace is the longest that a drain waits, after new handshakes
-	// have been stopped, for those under way: it should exceed the round trip
-	// time of the slowest client. On Linux 5.14 and later it waits only as long
-	// as there are any, unless it may not ask (NETLINK_SOCK_DIAG). It does not
-	// apply where handshakes cannot be stopped (see [Guarantee]).
+	// HandshakeGrace is how long a drain waits at most for handshakes under way,
+	// after new ones have been stopped. It should exceed the round trip time of
+	// the slowest client. On Linux 5.14 and later the wait ends when no handshake
+	// is left, if the process may ask the kernel (NETLINK_SOCK_DIAG). Where
+	// handshakes cannot be stopped (see [Guarantee]) there is no wait.
 	//
-	// Zero means 250 ms. A negative value is an error.
+	// Zero means 250 ms; for a [Server], a twentieth of GracePeriod if that is
+	// less. A negative value is an error.
 	HandshakeGrace time.Duration
 }
 
@@ -90,11 +93,11 @@ func (o ListenerOptions) validate(prefix string) error {
 	return nil
 }
 
-// A Listener wraps a [net.Listener] so that it can be emptied before it is
-// closed, and so that it is known of each connection whether its client has
-// something under way.
+// A Listener wraps a [net.Listener]. Its Drain method serves the accept queue
+// before the socket is closed. It also knows of each connection whether its
+// client has sent a part of a request.
 //
-// A [Server] makes its own. Use NewListener for a server that is not
+// A [Server] makes its own Listener. Use [NewListener] for a server that is not
 // net/http's, or that somebody else starts:
 //
 //	l, err := usher.NewListener(inner, usher.ListenerOptions{})
@@ -218,8 +221,9 @@ func (l *Listener) observedBy() observer {
 	return l.observer
 }
 
-// NewListener wraps l. It takes l over: only the Listener should accept from
-// it and close it. l may be of any kind; see [Guarantee] for what that means.
+// NewListener wraps l, which may be of any kind; see [Guarantee] for the
+// difference that it makes. From then on only the Listener should accept from l
+// and close it. An option that is out of range is an error, and so is a nil l.
 func NewListener(l net.Listener, opts ListenerOptions) (*Listener, error) {
 	if l == nil {
 		return nil, errors.New("usher: NewListener: the listener is nil")
@@ -280,15 +284,14 @@ func (l *Listener) SyscallConn() (syscall.RawConn, error) {
 	return rc, nil
 }
 
-// Accept waits for the next connection. What it returns behaves as the
-// connection of the wrapped listener does, with ReadFrom, CloseWrite and
-// SyscallConn if that has them, and its NetConn method returns that. A
-// *tls.Conn is returned as it is.
+// Accept waits for the next connection. The result behaves as the connection of
+// the wrapped listener does, with ReadFrom, CloseWrite and SyscallConn if that
+// has them. Its NetConn method returns the wrapped connection. A *tls.Conn is
+// returned as it is.
 //
-// It outlives what ends other listeners: when the process or the system has no
-// descriptor or memory left, it closes an idle connection and tries again; after
-// [Listener.Drain] it blocks until [Listener.Close]. Then its error wraps
-// [net.ErrClosed].
+// When the process or the system has no descriptor or memory left, Accept closes
+// an idle connection and tries again. After [Listener.Drain] it blocks until
+// [Listener.Close]. Then its error wraps [net.ErrClosed].
 func (l *Listener) Accept() (net.Conn, error) {
 	var backoff time.Duration
 	for {
@@ -340,10 +343,10 @@ func (l *Listener) pause(d time.Duration) bool {
 	}
 }
 
-// Close closes the socket, if [Listener.Drain] has not, and makes Accept
-// return an error that wraps [net.ErrClosed]. Connections in the accept queue
-// are reset; those that were accepted stay. It does not block. Calls after the
-// first do nothing and return nil.
+// Close closes the socket, unless [Listener.Drain] has, and makes Accept return
+// an error that wraps [net.ErrClosed]. Connections in the accept queue are reset.
+// Accepted ones stay open. Close does not block. Calls after the first do nothing
+// and return nil.
 func (l *Listener) Close() (err error) {
 	l.closeOnce.Do(func() {
 		close(l.closed)

@@ -5,20 +5,20 @@ import (
 	"time"
 )
 
-// A Phase is a stretch of a server's life.
+// A Phase is a part of a server's life. The package documentation has a picture.
 type Phase int32
 
 // The phases, in their order.
 const (
 	PhaseStarting    Phase = iota // no method that serves has been called
-	PhaseServing                  // business as usual
-	PhaseLameDuck                 // readiness fails, all else goes on
-	PhaseGate                     // no new handshakes; those under way end
-	PhaseAcceptQueue              // what the kernel has established is accepted
-	PhaseDrain                    // connections leave, answered or, when silent, closed
-	PhaseFinish                   // HTTP/2 gets its GOAWAY, hijacked connections end, hooks run
-	PhaseHard                     // time is up: contexts are cancelled, connections cut
-	PhaseStopped
+	PhaseServing                  // no stop has begun
+	PhaseLameDuck                 // readiness fails, everything else goes on
+	PhaseGate                     // no new handshakes; those under way finish
+	PhaseAcceptQueue              // what is in the accept queue is accepted
+	PhaseDrain                    // connections leave: answered or, if silent, closed
+	PhaseFinish                   // HTTP/2 connections get GOAWAY, hijacked ones end, hooks run
+	PhaseHard                     // GracePeriod is over: contexts are cancelled, connections cut
+	PhaseStopped                  // the stop has ended
 )
 
 var phaseNames = [...]string{"starting", "serving", "lame duck", "gate", "accept queue", "drain", "finish", "hard", "stopped"}
@@ -34,7 +34,7 @@ func (p Phase) String() string {
 // MarshalText implements [encoding.TextMarshaler].
 func (p Phase) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
-// Phase returns where the server is in its life.
+// Phase returns the phase that the server is in.
 func (s *Server) Phase() Phase { return Phase(s.phase.Load()) }
 
 // setPhase moves on to p. Its caller holds s.mu.

@@ -13,17 +13,18 @@ import (
 )
 
 // Run listens, serves, and stops on SIGTERM, on SIGINT, or when ctx ends. It
-// returns what [Server.Shutdown] does: nil if nothing was lost, also when the
-// stop began before Run did. It listens on the http.Server's Addr, or serves
-// the given listeners, and speaks TLS if the http.Server has a TLSConfig, which
-// must have a certificate then. If one listener fails, Run stops the others and returns its
-// error too.
+// returns what [Server.Shutdown] returns: nil if the stop was complete, also if it
+// began before Run did.
+//
+// Run listens on the http.Server's Addr, or serves the given listeners. It speaks
+// TLS if the http.Server has a TLSConfig; one without a certificate is an error.
+// If one listener fails, Run stops the others and returns its error, too.
 //
 // SIGINT, which mostly comes from a person at a terminal, skips Delay and
-// IdleGrace. A second signal cuts the lame duck short; a third ends
-// everything at once; but SIGTERM that comes several times within a second
-// counts once. Signals are caught only while Run runs, and not at all on
-// the listeners of package prefork, which says itself when to stop.
+// IdleGrace. A second signal ends the lame duck, a third ends everything at once.
+// SIGTERM that comes several times within a second counts once. Signals are caught
+// only while Run runs. On listeners of package prefork they are not caught: its
+// master says when to stop.
 func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	if slices.ContainsFunc(listeners, isSupervised) {
 		return s.run(ctx, nil, listeners)
@@ -34,8 +35,9 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 	return s.run(ctx, signals, listeners)
 }
 
-// RunUntil is [Server.Run] without signals, for programs that have their own: it
-// stops when ctx ends, with Delay and IdleGrace, or when Shutdown is called.
+// RunUntil is [Server.Run] without signals, for programs that catch signals
+// themselves. It stops when ctx ends, with Delay and IdleGrace, or when Shutdown is
+// called.
 func (s *Server) RunUntil(ctx context.Context, listeners ...net.Listener) error {
 	return s.run(ctx, nil, listeners)
 }

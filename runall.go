@@ -9,18 +9,18 @@ import (
 	"syscall"
 )
 
-// RunAll runs several servers in one program, and stops them one after the
-// other in the order given: one that has stopped is gone before the next one's
-// stop begins. Give an internal server, with metrics and readiness, last, and
-// it answers until the others have drained:
+// RunAll runs several servers in one program. It stops them one after the other,
+// in the order given: the stop of the next server begins when that of the one
+// before has ended. Put an internal server, with metrics and readiness, last: it
+// answers until the others have drained.
 //
 //	err := usher.RunAll(ctx, public, internal)
 //
-// Each server listens on its http.Server's Addr, as in [Server.Run]. The signals
-// and ctx mean what they mean there, for all servers together: a second signal
-// cuts the lame duck of each short, a third ends all at once. If one server
-// fails, the others are stopped. RunAll returns the errors of all, joined, when
-// every one has stopped; without servers it returns nil at once.
+// Each server listens on its http.Server's Addr. Signals and ctx have the meaning
+// that they have for [Server.Run], for all servers together: a second signal ends
+// the lame duck of each, a third ends all at once. If one server fails, the others
+// are stopped. RunAll returns the errors of all, joined, when every one has
+// stopped. Without servers it returns nil at once.
 func RunAll(ctx context.Context, servers ...*Server) error {
 	signals := make(chan os.Signal, 3)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)

@@ -27,15 +27,16 @@ type Options struct {
 	Fairness FairnessOptions
 	Shutdown ShutdownOptions
 
-	// Logger gets a line when the server begins to serve, when a stop begins,
-	// while it waits, and when it has ended, and warnings. Nothing waits for it:
-	// lines that it does not take in time are dropped and counted, but a stop
-	// gives its last lines a tenth of a second. Nil means [slog.Default].
+	// Logger gets warnings, and a line when the server begins to serve, when a
+	// stop begins, while it waits, and when it has ended. No request waits for the
+	// Logger: lines that it does not take in time are dropped and counted. A stop
+	// waits 100 ms at most for its last lines. Nil means [slog.Default].
 	Logger *slog.Logger
 }
 
-// Validate returns an error that names each field that is out of range, and its
-// value, or nil. The methods of a [Server] that serve return the same.
+// Validate returns an error that names each field that is out of range, with its
+// value, or nil if there is none. It is for programs that parse flags. The
+// methods of a [Server] that serve return the same error.
 func (o Options) Validate() error {
 	if err := errors.Join(o.Listener.validate("Options.Listener."), o.Fairness.validate("Options.Fairness."), o.Shutdown.validate()); err != nil {
 		return err
@@ -57,12 +58,12 @@ func (o Options) withDefaults() Options {
 }
 
 // A Server wraps an [http.Server] so that it can be stopped without losing a
-// request. Methods that http.Server has too keep its meaning; Serve and its kin
-// return after the stop has ended.
+// request. Methods that http.Server has, too, mean the same here, with one
+// difference: Serve, ServeTLS, ListenAndServe and ListenAndServeTLS return after
+// the stop has ended.
 //
-// While it serves, handlers get the very ResponseWriter that net/http made,
-// and requests take net/http's path. All methods may be called from many
-// goroutines at once.
+// While the Server serves, handlers get the ResponseWriter that net/http made,
+// not a wrapper. All methods may be called from many goroutines at once.
 type Server struct {
 	http    *http.Server
 	opts    Options
@@ -109,17 +110,17 @@ type Server struct {
 	result     error // of Shutdown and Run, after done
 }
 
-// Wrap returns a Server for srv, which must not be serving yet. Its fields may
-// still be set until the first call of a method that serves; from then on its
-// Handler, ConnState, BaseContext and, with a limiter, ConnContext are wrapped,
-// each calling what the user had set first.
+// Wrap returns a Server for srv, which must not be serving yet. The fields of srv
+// may be set until the first call of a method that serves. Then Handler,
+// ConnState, BaseContext and, with Slots, ConnContext are wrapped. Each calls what
+// the user had set first.
 //
-// Serve with the methods of the Server, not with those of srv: a listener that
-// srv serves itself cannot be emptied before it is closed, and a stop loses
-// requests. The log and the report say so then.
+// Serve with the methods of the Server, not with those of srv. A listener that
+// srv serves itself cannot be emptied before it is closed, so a stop loses
+// requests. The log and the report say so.
 //
-// An option that is out of range is reported by the methods that serve; see
-// [Options.Validate].
+// Wrap returns no error. If srv is nil, or an option is out of range, the methods
+// that serve return the error; see [Options.Validate].
 func Wrap(srv *http.Server, opts Options) *Server {
 	s := &Server{
 		http:       srv,
@@ -160,11 +161,11 @@ func Wrap(srv *http.Server, opts Options) *Server {
 
 // Serve accepts connections on l and serves them. l may be a [Listener], which
 // keeps its own options, or any other; see [Guarantee] for the difference that
-// it makes to a stop. It is closed when Serve returns.
+// it makes to a stop. l is closed when Serve returns.
 //
-// Serve returns [http.ErrServerClosed] after a stop has ended, and at once if
-// the stop began before it was called; how the stop went is what Shutdown and
-// Run return. Any other error is Accept's, and ends this call alone.
+// Serve returns [http.ErrServerClosed] after a stop has ended, or at once if the
+// stop began before the call. [Server.Shutdown] and [Server.Run] return how the
+// stop went. Any other error is that of Accept, and ends this call alone.
 func (s *Server) Serve(l net.Listener) error {
 	return s.serve(l, false, func(l net.Listener) error { return s.door.Serve(l) })
 }
@@ -312,10 +313,11 @@ func (s *Server) newcomersChanged(by int) { s.newcomers.Add(int32(by)) }
 
 type serverKey struct{}
 
-// Draining returns a channel that is closed when the server of the request
-// that ctx belongs to begins to drain: when it is time for a long response to
-// end. ctx is not cancelled then, and may stay so until GracePeriod is over.
-// For any other context the channel is nil, and blocks for ever.
+// Draining returns a channel that is closed when it is time for a long response
+// to end: when the server of the request that ctx belongs to begins to drain. ctx
+// itself is not cancelled then; that may happen when GracePeriod is over. For a
+// context that belongs to no request of a [Server] the channel is nil, and a
+// receive from it blocks for ever.
 //
 //	select {
 //	case event := <-events:
@@ -326,8 +328,8 @@ type serverKey struct{}
 //		return
 //	}
 //
-// Give it the request's own context. A *gin.Context does not hand on values by
-// default: pass c.Request.Context(). [Server.Draining] needs no context.
+// Pass the request's own context. A *gin.Context does not look into it by
+// default: with gin, pass c.Request.Context(). [Server.Draining] needs no context.
 func Draining(ctx context.Context) <-chan struct{} {
 	if draining, ok := ctx.Value(drainingKey{}).(<-chan struct{}); ok {
 		return draining
@@ -340,22 +342,23 @@ func Draining(ctx context.Context) <-chan struct{} {
 
 type drainingKey struct{}
 
-// WithDraining returns a context for which [Draining] returns the given channel:
-// for tests of handlers without a server, and for servers that usher does not
-// wrap.
+// WithDraining returns a context for which [Draining] returns the given channel.
+// It is for tests of handlers without a server, and for servers that usher does
+// not wrap.
 func WithDraining(ctx context.Context, draining <-chan struct{}) context.Context {
 	return context.WithValue(ctx, drainingKey{}, draining)
 }
 
-// Draining returns the channel that [Draining] returns for the requests of s.
+// Draining returns the channel that is closed when s begins to drain. It is the
+// one that the function [Draining] returns for the requests of s.
 func (s *Server) Draining() <-chan struct{} { return s.draining }
 
-// Limiter returns the limiter that Options.Fairness describe, or nil if they set
-// no Slots.
+// Limiter returns the server's limiter, or nil if Options.Fairness.Slots is zero.
 func (s *Server) Limiter() *Limiter { return s.limiter }
 
-// Ready returns a handler for readiness probes: 200 while the server serves,
-// 503 before it does and from the first moment of a stop.
+// Ready returns a handler for readiness probes. It answers 200 while the server
+// serves, and 503 before that and from the first moment of a stop. The body is
+// one line: "ready", or the name of the phase.
 func (s *Server) Ready() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")

@@ -11,38 +11,40 @@ import (
 // ShutdownOptions say how long a stop waits, and for what. The zero value is
 // the default for production.
 type ShutdownOptions struct {
-	// Delay is the lame duck: for so long after the stop began, readiness
-	// fails and everything else goes on, for load balancers that learn late.
-	// Zero means none. A negative value is an error.
+	// Delay is how long the server goes on as before after a stop began, only
+	// with readiness failing: the lame duck phase. It is for load balancers that
+	// learn late of a stop. Zero means none. A negative value is an error.
 	Delay time.Duration
 
-	// IdleGrace is how long a connection may stay silent, from the drain's
-	// beginning or from its last response on, before it is closed. Only an
-	// answer retires an HTTP/1 connection without a race: who speaks within
-	// IdleGrace gets one.
+	// IdleGrace is how long a connection may stay silent before it is closed. It
+	// counts from the beginning of the drain, or from the connection's last
+	// response if that is later. Only an answer ends an HTTP/1 connection without
+	// a race. A client that sends a request within IdleGrace gets that answer.
 	//
-	// Of a client that sends its requests at random moments, at a rate of its
-	// own, and has a round trip of R, at most R/(e·IdleGrace) requests are
-	// lost: with 5 s and 1 ms, one stop in 13,000.
+	// A client that sends in the moment of the close loses its request. If it
+	// sends at random moments and has a round trip time of R, the probability of
+	// that is at most R/(e·IdleGrace), whatever its rate: with 5 s and 1 ms, one
+	// stop in 13,000.
 	//
-	// Zero means 5 s, or a fifth of GracePeriod if that is less. A stop that
-	// has less than twice IdleGrace left, after Delay or by its context, makes
-	// do with half of what it has. A negative value, or one not less than
+	// Zero means 5 s, or a fifth of GracePeriod if that is less. If less than
+	// twice IdleGrace is left of a stop, because of Delay or its context, half of
+	// what is left is used. A negative value, or one that is not less than
 	// GracePeriod, is an error.
 	IdleGrace time.Duration
 
-	// StreamGrace is how long, from the drain's beginning, a hijacked connection
-	// (a WebSocket) or a stream of server-sent events may go on. Their handlers
-	// learn from [Draining] that it is time; what goes on is closed, one after
-	// the other, in the last fifth of StreamGrace: a hijacked connection at once,
-	// a stream by the end of its request's context, whose cause is
+	// StreamGrace is how long a hijacked connection (a WebSocket) or a stream of
+	// server-sent events may go on, from the beginning of the drain. Their handlers
+	// learn from [Draining] that it is time. Those that go on are ended one after
+	// the other in the last fifth of StreamGrace: a hijacked connection is closed,
+	// of a stream the request's context is cancelled with the cause
 	// [ErrShuttingDown]. Zero means GracePeriod. A negative value, or one above
 	// GracePeriod, is an error.
 	StreamGrace time.Duration
 
-	// GracePeriod is how long a stop may take in all. What has not ended by
-	// then is cut; hooks get a tenth more. Zero means 25 s, as Heroku and
-	// Kubernetes kill after 30 s. A negative value is an error.
+	// GracePeriod is how long a stop may take in all, Delay included. What has not
+	// ended by then is cut. Hooks get a tenth of it more. Zero means 25 s: Heroku
+	// and Kubernetes kill a process after 30 s. A negative value is an error, and
+	// so is one not above Delay and HandshakeGrace together.
 	GracePeriod time.Duration
 }
 
@@ -80,20 +82,19 @@ func (o ShutdownOptions) withDefaults() ShutdownOptions {
 	return o
 }
 
-// Shutdown stops the server without losing a request: it goes through the
-// phases that the package documentation describes and returns when the last
-// connection has left, hijacked ones included, and the hooks have run.
+// Shutdown stops the server without losing a request. It goes through the phases
+// that the package documentation describes. It returns when the last connection
+// has left, hijacked ones included, and the hooks have run.
 //
-// The first call sets the terms. Its context bounds the stop, beside
-// GracePeriod: when either ends, what is left is cut. If the context has a
-// deadline, that happens a tenth before it, so that cut requests and hooks
-// still get a little time. Further calls wait for the same stop, as long as
-// their own context lasts.
+// The context of the first call bounds the stop, beside GracePeriod: when either
+// ends, what is left is cut. If the context has a deadline, that happens when nine
+// tenths of the time to it are over, so that cut requests and hooks get the rest.
+// Further calls wait for the same stop, until it or their own context ends.
 //
-// Shutdown returns by the end of ctx, whatever handlers, hooks and listeners
-// do, with nil or a [*ShutdownError]. Called with the context of one of
-// the server's own requests, it begins the stop and returns nil at once, as
-// it would wait for its caller otherwise.
+// Shutdown returns by the end of ctx, whatever handlers, hooks and listeners do.
+// The result is nil or a [*ShutdownError]. A handler may call Shutdown with the
+// context of its request: that begins the stop and returns nil at once, because
+// the stop waits for the handler.
 func (s *Server) Shutdown(ctx context.Context) error {
 	if own, ok := ctx.Value(serverKey{}).(*Server); ok && own == s {
 		s.beginStop(context.WithoutCancel(ctx), stopCause{reason: "Shutdown called by a handler"})
@@ -112,9 +113,9 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return s.wait()
 }
 
-// Close ends everything at once: listeners, connections, hijacked ones too,
+// Close ends everything at once: listeners, connections with the hijacked ones,
 // and a stop under way. Requests are lost and hooks do not run. Serve returns
-// [http.ErrServerClosed]. Close does not wait for handlers.
+// [http.ErrServerClosed]. Close does not wait for handlers. It returns nil.
 func (s *Server) Close() error {
 	if s.beginStop(context.Background(), stopCause{reason: "Close called", close: true}) {
 		<-s.done
@@ -136,11 +137,11 @@ var (
 	errEndNow    = errors.New("a third signal arrived")
 )
 
-// A ShutdownError tells how a stop fell short.
+// A ShutdownError says why a stop was not complete.
 type ShutdownError struct {
-	Phase  Phase  // where it was when its time ended; PhaseFinish if only hooks failed
-	Report Report // of what was left then and what was cut
-	Err    error  // why
+	Phase  Phase  // the phase in which its time ended; PhaseFinish if only hooks failed
+	Report Report // what was left then, and what was cut
+	Err    error  // the reason
 }
 
 // Error returns one line.

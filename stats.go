@@ -8,8 +8,8 @@ import (
 	"github.com/seed-235859eb/usher/internal/track"
 )
 
-// Stats is a snapshot of a [Server]. It costs a walk over the open connections
-// under a lock, some ten nanoseconds each: cheap enough to take each second.
+// Stats is a snapshot of a [Server]. Taking it walks over the open connections,
+// which costs some ten nanoseconds for each. Once a second is cheap.
 type Stats struct {
 	Phase    Phase         `json:"phase"`
 	PhaseFor time.Duration `json:"phase_for_ns"` // time in this phase
@@ -22,8 +22,8 @@ type Stats struct {
 	Requests uint64 `json:"requests"` // whose handlers have begun, or wait for a slot
 	Accepted uint64 `json:"accepted"` // connections
 	Queued   uint64 `json:"queued"`   // of those, accepted after the stop began
-	// IdleEvicted counts the connections that were closed for MaxConns, or for
-	// want of descriptors.
+	// IdleEvicted counts the idle connections that were closed to make room: at
+	// MaxConns, or when no descriptor was left.
 	IdleEvicted uint64 `json:"idle_evicted"`
 
 	Fairness *LimiterStats `json:"fairness,omitempty"` // of the server's limiter, if it has one
@@ -41,15 +41,15 @@ type LimiterStats struct {
 
 	// Counts since the limiter was made.
 	Arrived   uint64 `json:"arrived"`
-	Admitted  uint64 `json:"admitted"`
+	Admitted  uint64 `json:"admitted"`  // got a slot
 	Immediate uint64 `json:"immediate"` // of those, the ones that found a free slot
 	Inline    uint64 `json:"inline"`    // of those, the ones that ran in the turn of the one before
-	Full      uint64 `json:"full"`      // lost their place, or got none, because of MaxQueue
+	Full      uint64 `json:"full"`      // turned away because of MaxQueue
 	TooLate   uint64 `json:"too_late"`  // turned away at once, because clients do not wait so long
-	Expired   uint64 `json:"expired"`   // because of MaxWait
-	Shutdown  uint64 `json:"shutdown"`  // because the time of a stop was over
-	Left      uint64 `json:"left"`      // whose clients left
-	Wasted    uint64 `json:"wasted"`    // of the admitted: their clients had left when their handlers returned
+	Expired   uint64 `json:"expired"`   // turned away because of MaxWait
+	Shutdown  uint64 `json:"shutdown"`  // turned away because a stop's time was over
+	Left      uint64 `json:"left"`      // their clients left while they waited
+	Wasted    uint64 `json:"wasted"`    // of the admitted, those whose clients had left when their handlers returned
 	Yields    uint64 `json:"yields"`    // slots given back while a read of a body waited
 	Exempt    uint64 `json:"exempt"`    // requests that needed no slot, not in Arrived
 
@@ -82,34 +82,34 @@ type ConnStats struct {
 	Hijacked int `json:"hijacked"` // taken over by a handler
 }
 
-// A Report accounts for a stop. Each connection had one fate:
+// A Report accounts for a stop. Each connection is counted once:
 // Open + Queued = Served + HungUp + Idle + Hijacked + Cut + StillOpen.
 type Report struct {
-	Reason    string        `json:"reason"`    // what began it
-	Took      time.Duration `json:"took_ns"`   //
+	Reason    string        `json:"reason"`    // what began the stop
+	Took      time.Duration `json:"took_ns"`   // from its beginning to its end
 	Guarantee Guarantee     `json:"guarantee"` // the weakest of all listeners
 
-	Gate       Gate   `json:"gate"`                  // of that listener
-	GateReason string `json:"gate_reason,omitempty"` // why it was not a better one
+	Gate       Gate   `json:"gate"`                  // of the listener with that guarantee
+	GateReason string `json:"gate_reason,omitempty"` // why no better gate was possible
 
 	Open   int `json:"open"`   // connections that were open when the drain began
 	Queued int `json:"queued"` // accepted after that
 
-	Served   int `json:"served"`   // left after a request that was running, or began, since
-	HungUp   int `json:"hung_up"`  // left by their client without a further request
+	Served   int `json:"served"`   // left after a request that was running when the drain began, or began later
+	HungUp   int `json:"hung_up"`  // closed by their client, without a further request
 	Idle     int `json:"idle"`     // silent until IdleGrace was over, then closed
-	Hijacked int `json:"hijacked"` // closed by the handler that had taken them over
-	Cut      int `json:"cut"`      // still there when time was up
+	Hijacked int `json:"hijacked"` // taken over by a handler, and closed by it
+	Cut      int `json:"cut"`      // still open when GracePeriod was over, then closed
 
 	HTTP2        int `json:"http2"`          // of these, spoke HTTP/2
 	HTTP2OneStep int `json:"http2_one_step"` // of those, left with net/http's one GOAWAY; see the package documentation
 
-	// CutRequests names requests that were in flight when time was up, those in
-	// flight longest first: method, path and age. It is bounded.
+	// CutRequests names the requests that were in flight when GracePeriod was
+	// over: method, path and age of each, the oldest first, 20 at most.
 	CutRequests []string `json:"cut_requests,omitempty"`
 
-	// StillOpen is what is left of a stop that goes on: it is zero once the stop
-	// has ended.
+	// StillOpen counts the connections that are open while the stop goes on. It is
+	// zero once the stop has ended.
 	StillOpen int `json:"still_open"`
 }
 

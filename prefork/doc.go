@@ -1,6 +1,6 @@
-// Package prefork runs an HTTP service as several worker processes under a
-// master that holds the sockets, and replaces workers, their code and the master
-// itself without a client noticing.
+// Package prefork runs an HTTP service as several worker processes and a master,
+// which holds the sockets. Workers, their code and the master itself can be replaced
+// without a client noticing.
 //
 //	func main() {
 //		err := prefork.Run(context.Background(), prefork.Options{Workers: 4, Addr: ":8080"},
@@ -13,30 +13,39 @@
 //		}
 //	}
 //
-// It is for crash isolation, for replacing workers that hang, for new code
-// without a dropped request, for garbage collection apart, and for machines with
-// very many cores. It is not for throughput on a few cores, where one process
-// is as fast and costs less memory: docs/prefork.md has figures.
+// It is for crash isolation, for replacing workers that hang, for new code without a
+// dropped request, for separate garbage collection, and for machines with very many
+// cores. It is not for throughput on a few cores: one process is as fast there and
+// needs less memory. docs/prefork.md has figures.
+//
+// # Terms
+//
+//   - A seat is a place for one worker: a number from 0 on, with a socket of its own.
+//     While a worker is replaced its seat has two.
+//   - A generation is the workers that were started from one version of the program.
+//     The first is 1; each restart begins the next.
+//   - The fleet is all workers of a master.
+//   - A worker is ready when it has told the master that it serves.
+//   - A crash is an exit that nobody asked for.
 //
 // # How it works
 //
-// The same program is master and worker: the master starts it again, with the
-// sockets and an environment variable that says so. So main runs up to [Run] in
-// each process, and should do little before.
+// The same program is master and worker. The master starts it again, with the
+// sockets and an environment variable that says so. So main runs up to [Run] in each
+// process, and should do little before.
 //
-// For a TCP address the master opens one SO_REUSEPORT socket for each seat and
-// keeps all open. A worker that dies takes with it only the requests that ran in
-// it: who waits in its accept queue is served by its siblings, at once, and then
-// by its successor, and the kernel is told not to send it anybody new. Systems
-// whose SO_REUSEPORT does not balance, unix sockets, sockets from systemd and
-// listeners that the program made have one socket that all workers share.
+// For a TCP address the master opens one SO_REUSEPORT socket for each seat and keeps
+// all open. A worker that dies takes with it only the requests that ran in it. The
+// connections in its accept queue are served by its siblings at once, and then by
+// its successor; the kernel is told to send no new ones there. There is one socket
+// that all workers share on systems whose SO_REUSEPORT does not balance, and for unix
+// sockets, sockets from systemd and listeners that the program made.
 //
-// Workers tell the master once a second how they do. One that makes no progress
-// for [Options.HeartbeatTimeout] is replaced; it gets SIGQUIT, so that its
-// goroutines can be read in the log and in [Hooks.WorkerExit], and SIGKILL. One
-// that ends unasked is started again, at once and then with growing pauses. When
-// the master dies, its workers notice at once, stop as gracefully as ever, and
-// leave.
+// Each worker sends the master a heartbeat once a second. A worker that makes no
+// progress for [Options.HeartbeatTimeout] is replaced. It gets SIGQUIT, so that its
+// goroutines can be read in the log and in [Hooks.WorkerExit], and then SIGKILL. A
+// worker that crashes is started again: at once, and then with growing pauses. When
+// the master dies, its workers notice at once, and stop gracefully.
 //
 // # Signals to the master
 //
@@ -47,27 +56,28 @@
 //	TTIN, TTOU    a worker more, a worker fewer
 //	QUIT          dump of the master's goroutines; it ends, and the workers drain
 //
-// SIGTERM that comes several times within a second counts once. TERM to a worker
-// asks the master for a successor, and stops the worker once that serves. A
-// group's or a terminal's signals, which come to all, mean what they mean to the
+// SIGTERM that comes several times within a second counts once. TERM to a worker asks
+// the master for a successor, and stops the worker when that serves. A signal that
+// comes to all processes, from a terminal or to a group, means what it means to the
 // master.
 //
 // # Restarts
 //
-// A phased restart starts the new worker of a seat first, and tells the old one
-// to stop when the new one serves; both accept from the same socket meanwhile.
-// The first new worker must live through [Options.Probation], or pass
-// [Options.Canary], before the next seat is touched, and its predecessor serves
-// beside it until then: code that dies at once leaves all who served before.
-// Three failures take everything back to the old code, from a file that the
-// master has held open (on Linux; elsewhere from what is in its place). A restart
-// that reports success has left no process of an older generation.
+// A phased restart starts the new worker of a seat, and tells the old one to stop when
+// the new one serves. Both accept from the same socket meanwhile. The first new
+// worker must live through [Options.Probation], or pass [Options.Canary]. Until then
+// its predecessor serves beside it and no other seat is touched, so new code that
+// dies at once costs no worker of the old code. After three failures all seats go
+// back to the old code: on Linux from a file that the master has held open, elsewhere
+// from the file that is in its place. A restart that reports success has left no
+// process of an older generation.
 //
 // # Notes
 //
 //   - "gave up: …": too many crashes, or no worker was ready within
-//     [Options.FirstBootTimeout] of the start. The last worker's end and output are in the error. Sockets are closed, Run
-//     returns, and a service manager should start the program anew.
+//     [Options.FirstBootTimeout] of the start. The error has the end of the last
+//     worker and its output. The sockets are closed, Run returns, and a service
+//     manager should start the program anew.
 //   - "trial run of …": the program's file does not come as far as Run, perhaps
 //     because it opens what the running master holds. Listeners that main makes
 //     before Run are such; endpoints of [Options], also those with an Open

@@ -9,31 +9,33 @@ import (
 	"time"
 )
 
-// Hooks are called in the master, one after the other, in the order of what
-// happened. They cannot hold supervision up: each gets a context of 10 s and is
-// left behind when that is over; a panic is logged. Those that are still to be
-// called when [Run] is about to return get 10 s together. Only BeforeWorkerStart
-// is waited for, by the worker that it is about, and may run beside others, and
-// for several workers at once.
+// Hooks are functions that are called in the master, one after the other, in the
+// order of what happened. Nil means none. The master does not wait for a hook: its
+// context ends after 10 s, and a hook that has not returned by then is left behind.
+// A panic is logged. The hooks that are still to be called when [Run] is about to
+// return get 10 s together.
+//
+// BeforeWorkerStart is different: its worker starts when it has returned. It may run
+// beside other hooks, and for several workers at once.
 type Hooks struct {
-	// MasterStart is called once, when the sockets are open. The Master may be
-	// kept, to restart or scale the fleet.
+	// MasterStart is called once, when the sockets are open. The program may keep
+	// the Master, to restart or scale the fleet: all workers of a master.
 	MasterStart func(ctx context.Context, m *Master)
 
-	// BeforeWorkerStart is called before a process is started, whose PID is 0
-	// so far, AfterWorkerStart after that.
+	// BeforeWorkerStart is called before a process is started; the PID of w is 0
+	// then. AfterWorkerStart is called after that.
 	BeforeWorkerStart func(ctx context.Context, w WorkerInfo)
 	AfterWorkerStart  func(ctx context.Context, w WorkerInfo)
 
-	// WorkerReady is called when a worker serves.
+	// WorkerReady is called when a worker is ready.
 	WorkerReady func(ctx context.Context, w WorkerInfo)
 
-	// WorkerExit is called when a worker is gone.
+	// WorkerExit is called when a worker's process has ended.
 	WorkerExit func(ctx context.Context, e WorkerExit)
 
-	// RestartFinished is called at the end of a phased restart, with what
-	// [Master.Restart] returns; and again, with an error whose TakenBack is set,
-	// when a restart that had succeeded is taken back.
+	// RestartFinished is called at the end of a phased restart, with the error that
+	// [Master.Restart] returns. It is called again if a restart that had succeeded
+	// is taken back, with a [*RestartError] whose TakenBack is set.
 	RestartFinished func(ctx context.Context, generation int, err error)
 }
 

@@ -16,9 +16,9 @@ import (
 	"github.com/seed-235859eb/usher/internal/fleet"
 )
 
-// A Master holds the sockets and looks after the workers. [Hooks.MasterStart]
-// hands it out. All methods may be called from many goroutines at once; what
-// they ask for is done one after the other.
+// A Master holds the sockets, and starts, watches and stops the workers.
+// [Hooks.MasterStart] gets it. All methods may be called from many goroutines at
+// once; what they ask for is done one after the other.
 type Master struct {
 	opts   Options
 	log    *slog.Logger
@@ -140,16 +140,18 @@ func (m *Master) call(ctx context.Context, f func()) error {
 	}
 }
 
-// Restart replaces all workers by new ones, from the program's file as it is
-// now. Seat by seat, the new worker serves before the old one is told to stop.
-// It returns nil when all seats serve with the new generation and no process of
-// an older one is left; or a [*RestartError] when the new generation failed and
-// all seats are back on the old one. If ctx ends, the restart goes on without
-// the caller. A call during a restart is answered by one that follows.
+// Restart replaces all workers by new ones, from the program's file as it is now.
+// On each seat the new worker serves before the old one is told to stop.
 //
-// A generation that keeps crashing after that is taken back to the last one that
-// lived: [Hooks.RestartFinished] is called again, with the error, and
-// [Stats].TakenBack says so.
+// Restart returns nil when all seats serve with the new generation and no process
+// of an older one is left. It returns a [*RestartError] when the new generation has
+// failed and all seats are back on the old one. If ctx ends, Restart returns its
+// error, and the restart goes on. A call during a restart begins another one after
+// it.
+//
+// If the new generation keeps crashing after that, the restart is taken back to the
+// last generation that lived. [Hooks.RestartFinished] is called again, with the
+// error, and [Stats].TakenBack says so. See [Options].MaxCrashes.
 func (m *Master) Restart(ctx context.Context) error {
 	answer := make(chan error, 1)
 	err := m.call(ctx, func() {
@@ -173,13 +175,12 @@ func (m *Master) Restart(ctx context.Context) error {
 	}
 }
 
-// Upgrade replaces the master itself by the program's file as it is now: a trial
-// run of it must come as far as [Run] first. The process keeps its ID, sockets
-// and workers, and then a phased restart brings the workers to the new program,
-// too. It waits for a restart under way.
+// Upgrade replaces the master itself by the program's file as it is now. First a
+// trial run of that file must come as far as [Run]. Then the process executes it and
+// keeps its ID, its sockets and its workers. A phased restart then replaces the
+// workers, too. Upgrade waits for a restart under way.
 //
-// Upgrade does not return if it succeeds. An error says that nothing has
-// changed.
+// Upgrade does not return if it succeeds. An error means that nothing has changed.
 func (m *Master) Upgrade(ctx context.Context) error {
 	answer := make(chan error, 1)
 	if err := m.call(ctx, func() { m.upgrade(ctx, "Upgrade called", answer) }); err != nil {
@@ -195,7 +196,8 @@ func (m *Master) Upgrade(ctx context.Context) error {
 	}
 }
 
-// Scale sets the number of workers. It returns when that is under way.
+// Scale sets the number of workers. It returns when the change has begun. A number
+// below 1 or above 1024 is an error.
 func (m *Master) Scale(n int) error {
 	if n < 1 || n > maxWorkers {
 		return fmt.Errorf("prefork: Scale to %d workers: must be between 1 and %d", n, maxWorkers)
@@ -204,7 +206,8 @@ func (m *Master) Scale(n int) error {
 	return errors.Join(m.call(context.Background(), func() { err = m.fleet.Scale(m.now(), n) }), err)
 }
 
-// Recycle replaces the worker of a seat by another of the same generation.
+// Recycle replaces the worker of a seat by another one of the same generation. It
+// returns when that has begun. A seat that does not exist is an error.
 func (m *Master) Recycle(seat int) error {
 	var err error
 	return errors.Join(m.call(context.Background(), func() { err = m.fleet.Recycle(m.now(), seat) }), err)

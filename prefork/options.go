@@ -10,132 +10,140 @@ import (
 	"time"
 )
 
-// Options are the options of [Run]. But for Workers and the addresses, the zero
-// value of each is the default for production.
+// Options are the options of [Run]. Workers and an address must be set. The zero
+// value of each other field is the default for production. A negative number or
+// duration is an error.
 type Options struct {
-	// Workers is the number of seats, and so of worker processes. Zero runs the
-	// program in this one process: with the same listeners, the same stop, and
-	// no master. A few large workers are better than many small ones. A
-	// negative value is an error.
+	// Workers is the number of seats. A seat is a place for one worker process,
+	// with a socket of its own. Zero means no master: the program runs in this one
+	// process, with the same listeners and the same stop. A few large workers are
+	// better than many small ones. More than 1024 is an error.
 	Workers int
 
 	// Addr is the TCP address to listen on, "host:port". With Addr and Listen
 	// both empty, the sockets that systemd passed are taken.
 	Addr string
 
-	// Listen are further endpoints, or all if Addr is empty.
+	// Listen are the endpoints besides Addr, or all if Addr is empty.
 	Listen []Endpoint
 
 	// Dir is the directory that workers start in. If it is a symbolic link, each
-	// restart follows it anew, so that a deploy can consist in changing it; the
-	// workers of one generation are all in the same directory. Empty means the
-	// directory that the program was started in, by its name in $PWD, to which a
-	// relative path is relative, too. Without a master it is not used.
+	// restart follows it anew: a deploy may only change the link. All workers of
+	// one generation are in the same directory. Empty means the directory that the
+	// program was started in, by its name in $PWD. A relative path is relative to
+	// that one. Without a master Dir is not used.
 	Dir string
 
-	// BootTimeout is how long a worker may take until it is ready. Zero means
-	// a minute.
+	// BootTimeout is how long a worker may take from its start until it is ready.
+	// Zero means one minute.
 	BootTimeout time.Duration
 
-	// FirstBootTimeout is how long the master goes on starting workers that fail
-	// before they are ready, with growing pauses, while none ever was ready: a
-	// database may be late. When it is over the next failure ends the master with
-	// a [*GiveUpError]. Zero means 30 s.
+	// FirstBootTimeout is how long the master tries again, with growing pauses,
+	// when workers end before they are ready and none has ever been ready: a
+	// database may be late. After that the next failure ends the master with a
+	// [*GiveUpError]. Zero means 30 s.
 	FirstBootTimeout time.Duration
 
-	// HeartbeatTimeout is how long a worker may go without progress before it
-	// is replaced and, after a dump of its goroutines, killed. A worker makes
-	// progress while its runtime schedules, Health returns nil, and it does not
-	// leave an accepted connection lying; being busy, idle or draining is not
-	// a lack of progress, and slow requests are nobody's business here. Zero
-	// means 30 s.
+	// HeartbeatTimeout is how long a worker may be without progress. After that it
+	// is replaced: it gets SIGQUIT, which dumps its goroutines, and SIGKILL. A
+	// worker makes progress as long as its runtime schedules goroutines, Health
+	// returns nil, and accepted connections are taken up. A worker that is busy,
+	// idle or draining makes progress, and slow requests are no lack of it. Zero
+	// means 30 s. Less than 100 ms is an error.
 	HeartbeatTimeout time.Duration
 
-	// StopTimeout is how long a worker that was asked to stop may take before
-	// it is killed. It should exceed the GracePeriod of its server. Zero means
-	// 30 s.
+	// StopTimeout is how long a worker may take to stop, from the order to stop on.
+	// After that it is killed. StopTimeout should exceed the GracePeriod of the
+	// worker's server. Zero means 30 s.
 	StopTimeout time.Duration
 
 	// Probation is how long the workers of a new generation must live before a
-	// restart counts as a success. Until the first one has lived so long, its
-	// predecessor serves beside it, and the next seat is not touched; the last one
-	// is waited for, too. So it adds once or twice its length to each restart,
-	// whatever the number of workers. Zero means a second. For what comes later,
-	// see MaxCrashes.
+	// restart counts as a success. Until the first new worker has lived that long,
+	// its predecessor serves beside it, and the next seat is not touched. The last
+	// new worker is waited for, too. So Probation adds once or twice its length to
+	// a restart, whatever the number of workers. Zero means one second. MaxCrashes
+	// is about crashes that come later.
 	Probation time.Duration
 
-	// Canary, if not zero, is Probation for the first worker of a restart, at
-	// the end of which CanaryCheck is asked, if there is one. It shares the
-	// connections of its seat with its predecessor.
+	// Canary is the Probation of the first worker of a restart, the canary. At its
+	// end CanaryCheck is called, if it is set. The canary shares the connections of
+	// its seat with its predecessor. Zero means Probation.
 	Canary time.Duration
 
-	// CanaryCheck says whether a restart shall go on, in the master, from what
-	// the new worker reports. An error takes the restart back.
+	// CanaryCheck decides whether a restart goes on, from what the canary reports.
+	// It is called in the master. An error takes the restart back: all seats get
+	// workers of the old generation. Nil means that every restart goes on. If
+	// CanaryCheck is set, Canary must be, too.
 	CanaryCheck func(ctx context.Context, w WorkerStats) error
 
-	// MaxSurge is how many workers a restart may have beyond Workers at a time:
-	// those that start and those that drain. Zero means as many as Workers.
+	// MaxSurge is how many processes a restart may have at once in addition to
+	// Workers: those that start and those that drain. Zero means as many as
+	// Workers.
 	MaxSurge int
 
-	// MaxCrashes in CrashWindow is what the fleet may suffer before the master
-	// gives up, closes the sockets and returns an error. Zero means five for
-	// each worker, in a minute. A crash is an exit that nobody asked for; a
-	// seat's restarts are spaced out by themselves, up to 30 s.
+	// MaxCrashes is how many workers may crash within CrashWindow. After one more
+	// the master gives up: it closes the sockets and returns a [*GiveUpError]. A
+	// crash is an exit that nobody asked for. Zero means five for each worker, and
+	// for CrashWindow one minute. A seat whose worker keeps crashing gets the next
+	// one after growing pauses, of up to 30 s.
 	//
-	// For a CrashWindow after a restart has succeeded there is a better way: more
-	// than half as many crashes take it back to the last generation that lived.
-	// Then, and only when that crashes, too, the master gives up.
+	// In the CrashWindow after a successful restart, more than half as many crashes
+	// take the restart back to the last generation that lived. The master gives up
+	// only if that generation crashes, too.
 	MaxCrashes  int
 	CrashWindow time.Duration
 
-	// Recycle says when workers are replaced for no fault.
+	// Recycle says when a worker is replaced though it has no fault.
 	Recycle RecycleOptions
 
-	// Health, if not nil, is asked in each worker with each heartbeat. It
-	// fails when it returns an error, or not within half of HeartbeatTimeout.
+	// Health is called in each worker with each heartbeat. The worker makes no
+	// progress if Health returns an error, or does not return within half of
+	// HeartbeatTimeout. Nil means that a worker's health is not asked for.
 	Health func(ctx context.Context) error
 
-	// User and Group are whom the workers run as, by name or number, if the master
-	// runs as root, to bind a low port for one. The workers get the user's groups,
-	// and its main one if Group is empty. Without a master they are not used.
+	// User and Group are the user and group that workers run as, by name or number.
+	// They are for a master that runs as root, to bind a low port for example. The
+	// workers get all groups of the user, and its main group if Group is empty.
+	// Empty means those of the master. Without a master they are not used.
 	User, Group string
 
-	// PIDFile, if not empty, is a file that has the master's process ID, and a line
-	// end, from when all seats serve until it ends, also through upgrades. It is
-	// not removed if it has become another's.
+	// PIDFile is the path of a file for the master's process ID. It is written when
+	// all seats serve, stays through upgrades, and is removed when the master ends,
+	// unless another process has written it meanwhile. Empty means none.
 	PIDFile string
 
-	// LogFile, if not empty, is a file to which all is appended that the master and
-	// the workers write to standard output and standard error from when the
-	// sockets are open on. When it has been moved, as for rotation, it is opened
-	// anew within about a second, and by a restart or [Master.ReopenLog] at once.
-	// A relative path, here and above, is relative to the directory that the
-	// program was started in.
+	// LogFile is the path of a file. From when the sockets are open on, everything
+	// that the master and the workers write to standard output and standard error
+	// is appended to it. After the file has been moved, as for rotation, it is
+	// opened anew: within about a second, or at once by a restart or
+	// [Master.ReopenLog]. Empty means none. A relative path, here and for PIDFile,
+	// is relative to the directory that the program was started in.
 	LogFile string
 
-	// Hooks are called in the master.
+	// Hooks are functions that are called in the master.
 	Hooks Hooks
 
-	// Logger gets a line for each change. Nil means [slog.Default]. Nobody waits
-	// for it: if its output is stuck, lines are dropped and counted. The master's
-	// lines have the attribute "master", its process ID; a worker's have "seat",
-	// "generation" and "pid". Run gives these to [slog.Default] in a worker, too.
+	// Logger gets a line for each change. Nothing waits for it: lines that it does
+	// not take in time are dropped and counted. The master's lines have the
+	// attribute "master", its process ID. A worker's lines have "seat",
+	// "generation" and "pid"; Run gives these to [slog.Default] in a worker, too.
+	// Nil means [slog.Default].
 	Logger *slog.Logger
 }
 
-// RecycleOptions say when a worker is replaced for no fault: its successor
-// serves first, and only one is replaced at a time. Each limit varies by a tenth
-// between workers, so that they do not come due together. Zero means never.
+// RecycleOptions say when a worker is replaced though it has no fault. Its successor
+// serves first, and only one worker is replaced at a time. Each limit varies by a
+// tenth between workers, so that they do not reach it together. Zero means never.
 type RecycleOptions struct {
-	Requests int           // begun
-	Age      time.Duration // since it was ready
-	Memory   int64         // bytes resident; Linux only
+	Requests int           // requests that have begun
+	Age      time.Duration // time since the worker was ready
+	Memory   int64         // resident memory in bytes; Linux only
 }
 
 // An Endpoint is an address that the workers accept from.
 type Endpoint struct {
-	// Name is what the worker knows it by: see [Worker.Listeners]. Empty
-	// means Network:Addr. Names must differ.
+	// Name is the key of the listener in [Worker.Listeners]. Empty means
+	// "Network:Addr". Names must differ.
 	Name string
 
 	// Network is "tcp" (also if empty), "tcp4", "tcp6", "unix" or "systemd".
@@ -145,10 +153,10 @@ type Endpoint struct {
 	// the socket unit; empty then means the first socket.
 	Addr string
 
-	// Open, if not nil, makes the listener, instead of Network and Addr. It is
-	// called once, by the process that holds the sockets, and never in a
-	// worker, which would find the address taken. The socket is kept and the
-	// listener is closed. All workers share it. Name must be set.
+	// Open makes the listener, instead of Network and Addr. It is called once, by
+	// the process that holds the sockets, and never in a worker, which would find
+	// the address taken. The socket is kept, the listener is closed, and all
+	// workers share the socket. If Open is set, Name must be, too.
 	Open func() (net.Listener, error)
 }
 

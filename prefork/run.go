@@ -19,17 +19,19 @@ import (
 	"github.com/seed-235859eb/usher/internal/sdnotify"
 )
 
-// Run runs the program: f in each of Options.Workers processes, and in this one
-// the master that holds the sockets and looks after them; or, with no Workers,
-// f in this process. It is to be called once, from main, as soon as the options
-// are known: all that main does before is done by each worker again, and
-// processes that main starts before inherit a worker's sockets.
+// Run makes this process the master, which starts Options.Workers worker processes.
+// Each runs the same program, whose call of Run calls f. If Workers is zero, Run
+// calls f in this process.
 //
-// In the master, Run returns when ctx has ended or a signal has come and all
-// workers have stopped: nil if all went well, a [*StopError] if workers did not
-// finish, a [*GiveUpError] if they could not be kept alive. In a worker it
-// returns what f does. f should return when its context ends, which
-// [usher.Server.Run] sees to; the program should end then.
+// Call Run once, from main, as soon as the options are known. What main does before
+// is done again by each worker. Processes that main starts before inherit a worker's
+// sockets.
+//
+// In the master, Run returns when all workers have stopped, after ctx has ended or a
+// signal has come. The result is nil if each worker stopped in time and with
+// status 0, a [*StopError] if not, and a [*GiveUpError] if the workers could not be
+// kept alive. In a worker, Run returns what f returns. f should return when its
+// context ends, as [usher.Server.Run] does, and the program should end then.
 //
 // On systems where processes cannot share sockets, Windows for one, f runs in
 // this process, and the log says so.

@@ -66,28 +66,28 @@ type WorkerInfo struct {
 	Seat, Generation, PID int
 }
 
-// A Class tells why a worker ended.
+// A Class says why a worker ended.
 type Class string
 
 const (
 	ClassAsked  Class = "asked"  // it was told to stop
-	ClassClean  Class = "clean"  // status 0, unasked
-	ClassCode   Class = "code"   // another status
-	ClassSignal Class = "signal" // by a signal
-	ClassKilled Class = "killed" // by a SIGKILL that was not the master's: the kernel's, for want of memory, or a person's
-	ClassHung   Class = "hung"   // the master killed it for want of progress
-	ClassBoot   Class = "boot"   // it ended, or was out of time, before it was ready
+	ClassClean  Class = "clean"  // exit status 0, and nobody had told it to stop
+	ClassCode   Class = "code"   // another exit status
+	ClassSignal Class = "signal" // a signal other than SIGKILL
+	ClassKilled Class = "killed" // SIGKILL, not from the master: from the kernel, out of memory, or from a person
+	ClassHung   Class = "hung"   // the master killed it, because it made no progress
+	ClassBoot   Class = "boot"   // it ended before it was ready, or was not ready in time
 )
 
 // A WorkerExit is the end of a worker.
 type WorkerExit struct {
 	WorkerInfo
 	Class    Class
-	Code     int    // exit status
-	Signal   int    // that ended it, or 0
-	Output   string // the last it wrote to standard error, and a dump of goroutines with the last before it
-	Age      time.Duration
-	WasReady bool
+	Code     int           // exit status
+	Signal   int           // the signal that ended it, or 0
+	Output   string        // the end of what it wrote to standard error; a dump of goroutines with what came before it
+	Age      time.Duration // from its start to its end
+	WasReady bool          // it had been ready
 
 	line string
 }
@@ -105,12 +105,12 @@ func exitOf(e fleet.WorkerExit) WorkerExit {
 
 // A RestartError tells why a phased restart was taken back.
 type RestartError struct {
-	Generation int         // that failed
-	Seat       int         // where; -1 if it was no seat's fault
-	Exit       *WorkerExit // of the worker whose end was one too many, if it was that
+	Generation int         // the generation that failed
+	Seat       int         // the seat on which it failed, or -1 if on none
+	Exit       *WorkerExit // the end of the worker that was one too many, or nil
 	BackOn     int         // the generation that serves again, or 0 if none does
-	TakenBack  bool        // it had succeeded, and the generation kept crashing
-	Err        error       // all of it
+	TakenBack  bool        // the restart had succeeded, and the generation kept crashing
+	Err        error       // the reason
 }
 
 // Error returns one line.
@@ -122,8 +122,8 @@ func (e *RestartError) Unwrap() error { return e.Err }
 // A GiveUpError is returned by [Run] when the workers could not be kept alive.
 // The sockets are closed by then.
 type GiveUpError struct {
-	Last WorkerExit // the last of those that ended
-	Err  error
+	Last WorkerExit // the worker that ended last
+	Err  error      // the reason
 }
 
 // Error returns one line.
@@ -132,12 +132,12 @@ func (e *GiveUpError) Error() string { return "prefork: " + e.Err.Error() }
 // Unwrap returns Last.
 func (e *GiveUpError) Unwrap() error { return &e.Last }
 
-// A StopError is returned by [Run] when workers did not finish: they had to be
-// killed, or ended with a status other than 0, as programs do whose server says
-// that it had to cut requests.
+// A StopError is returned by [Run] when the stop of workers was not complete: they
+// had to be killed, or ended with a status other than 0. A program usually does that
+// when its server had to cut requests.
 type StopError struct {
-	Exits []WorkerExit
-	Err   error
+	Exits []WorkerExit // of these workers
+	Err   error        // the reason
 }
 
 // Error returns one line.

@@ -16,8 +16,8 @@ import (
 	"github.com/seed-235859eb/usher/internal/supervised"
 )
 
-// A Worker is what the program's function gets: the listeners to serve, and
-// word to and from the master. Without a master, it is the whole program. All
+// A Worker has the listeners that the program's function is to serve, and speaks
+// with the master. Without a master there is one Worker, for the whole program. All
 // methods may be called from many goroutines at once.
 type Worker struct {
 	seat, generation int
@@ -67,13 +67,13 @@ func (w *Worker) addListener(name string, s *socket) {
 	w.byName[name] = l
 }
 
-// Listener returns the listener of the first endpoint. It belongs into
-// [usher.Server.Run] or Serve, or into [usher.NewListener] for a server that is
-// not net/http's: they give the socket up so that nothing is lost. A server that
-// closes it by itself loses what it has accepted and not served.
+// Listener returns the listener of the first endpoint. Pass it to
+// [usher.Server.Run] or Serve, or to [usher.NewListener] for a server that is not
+// net/http's. These stop without losing a request. A server that closes the
+// listener itself loses the connections that it has accepted and not served.
 func (w *Worker) Listener() net.Listener { return w.listeners[0] }
 
-// Listeners returns all listeners by the names of their endpoints.
+// Listeners returns all listeners, by the names of their endpoints.
 func (w *Worker) Listeners() map[string]net.Listener {
 	m := make(map[string]net.Listener, len(w.byName))
 	for name, l := range w.byName {
@@ -82,27 +82,27 @@ func (w *Worker) Listeners() map[string]net.Listener {
 	return m
 }
 
-// Seat returns the worker's seat, from 0 on.
+// Seat returns the number of the worker's seat, from 0 on.
 func (w *Worker) Seat() int { return w.seat }
 
-// Generation returns which start of the program's code this is, from 1 on, or 0
-// without a master.
+// Generation returns the number of the worker's generation: the first workers have
+// 1, and each restart begins the next. Without a master it is 0.
 func (w *Worker) Generation() int { return w.generation }
 
-// Ready tells the master that the worker serves. An [usher.Server] that starts
-// to serve one of the listeners calls it. Calls after the first do nothing.
+// Ready tells the master that the worker serves. An [usher.Server] calls it when
+// it begins to serve one of the listeners. Calls after the first do nothing.
 func (w *Worker) Ready() {
 	if !w.ready.Swap(true) {
 		w.tell(frame{Type: frameBeat, Ready: true})
 	}
 }
 
-// ErrNoMaster is returned by Fleet in a program without a master, or whose
+// ErrNoMaster is returned by [Worker.Fleet] if the program has no master, or if its
 // master has died.
 var ErrNoMaster = errors.New("prefork: no master")
 
-// Fleet asks the master for its Stats. Of what workers wrote before they ended
-// it has the last line or so.
+// Fleet asks the master for its Stats. Of the output of workers that have ended
+// they have about the last line.
 func (w *Worker) Fleet(ctx context.Context) (Stats, error) {
 	f, err := w.ask(ctx, frame{Type: frameFleet})
 	if err != nil {

@@ -28,10 +28,13 @@ import (
 // The long form, of which README tells:
 //
 //	go test ./examples/server -run TestLoss -v -loss.stops 20 -loss.clients 256 -timeout 60m
+//
+// With -loss.latency 20ms the handler works; by default it answers at once.
 var (
 	lossStops   = flag.Int("loss.stops", 2, "stops for each mode")
 	lossClients = flag.Int("loss.clients", 96, "clients")
 	lossWorkers = flag.Int("loss.workers", 4, "workers, in the part with workers")
+	lossLatency = flag.Duration("loss.latency", 0, "how long the server's handler sleeps before it answers")
 )
 
 // parallel has a test run beside others in the quick form. The long form's
@@ -235,7 +238,7 @@ func (p *process) signalGroup(s syscall.Signal) { syscall.Kill(-p.cmd.Process.Pi
 // took.
 func stopUnderLoad(t *testing.T, cfg traffic.Config, args ...string) (traffic.Result, time.Duration) {
 	t.Helper()
-	p := start(t, args...)
+	p := start(t, append([]string{"-latency", lossLatency.String()}, args...)...)
 	cfg.Network, cfg.Addr, cfg.Clients = "tcp", p.addr, *lossClients
 	if !strings.Contains(p.addr, ":") {
 		cfg.Network = "unix"
