@@ -57,3 +57,39 @@ func TestHTTP2MidHeaderIsNotEvicted(t *testing.T) {
 		})
 	}
 }
+
+// TestMidHeadersDoNotKeepOthers: many HTTP/2 clients that have each sent part of
+// a header, long ago, keep no newcomer from the place of an idle connection.
+func TestMidHeadersDoNotKeepOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const conns = 200
+		v := startVirtualMode(t, h2c, Options{Listener: ListenerOptions{MaxConns: conns}}, ok)
+		http2 := func() *rawConn {
+			c := v.dial()
+			c.SetDeadline(time.Now().Add(time.Hour))
+			c.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+			c.sendFrame(frameSettings, 0, 0, "")
+			c.getStream(1)
+			c.readUntil("response", endOf(1))
+			return c
+		}
+		for range conns - 1 {
+			c := http2()
+			defer c.Close()
+			c.send("\x00\x00\x0f\x01\x05\x00\x00\x00\x03") // of a frame
+		}
+		synctest.Wait()
+		time.Sleep(time.Second)
+		idle := http2()
+		defer idle.Close()
+		time.Sleep(2 * maxconns.EvictAfter)
+		began := time.Now()
+		newcomer := http2()
+		defer newcomer.Close()
+		if d := time.Since(began); d > 0 {
+			t.Errorf("the newcomer waited %v", d)
+		}
+		v.Close()
+		<-v.served
+	})
+}

@@ -61,6 +61,14 @@ func (d deadlines) release() {
 	}
 }
 
+// end is called when the handler returns: over HTTP/2 its ResponseWriter is not
+// to be touched after that.
+func (d deadlines) end() {
+	if d.clock != nil && !d.shared {
+		d.clock.end()
+	}
+}
+
 // watch returns the ResponseWriter for a handler whose deadlines d are to know.
 func (d deadlines) watch(w http.ResponseWriter) http.ResponseWriter {
 	if d.clock == nil || d.shared {
@@ -76,6 +84,7 @@ func (d deadlines) watch(w http.ResponseWriter) http.ResponseWriter {
 // ResponseWriter that watch returns.
 type streamClock struct {
 	mu          sync.Mutex
+	over        bool // the handler has returned
 	holds       int
 	since       time.Time // of the first hold
 	read, write streamDeadline
@@ -132,7 +141,7 @@ func (c *streamClock) note(d *streamDeadline, t time.Time, set func(time.Time) e
 func (c *streamClock) hold() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.holds++; c.holds > 1 {
+	if c.holds++; c.holds > 1 || c.over {
 		return
 	}
 	c.since = time.Now()
@@ -147,7 +156,7 @@ func (c *streamClock) hold() {
 func (c *streamClock) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.holds--; c.holds > 0 {
+	if c.holds--; c.holds > 0 || c.over {
 		return
 	}
 	held := time.Since(c.since)
@@ -158,4 +167,10 @@ func (c *streamClock) release() {
 		d.at = d.at.Add(held)
 		d.set(d.at)
 	}
+}
+
+func (c *streamClock) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
 }

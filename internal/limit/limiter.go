@@ -154,6 +154,7 @@ func (l *Limiter) serveBody(w http.ResponseWriter, r *http.Request, ctx context.
 	whole := false
 	defer func() {
 		body.end()
+		d.end()
 		handBack(r, inner)
 		l.finish(e, c, ctx, whole && l.opts.Outermost && body.told && body.eof.Load())
 	}()

@@ -137,7 +137,7 @@ func (l *Limit) Evict() (evicted bool, wait time.Duration) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.evictable = candidates
+	l.evictable = slices.Clone(candidates[:min(len(candidates), maxEvictable)]) // the rest is not kept
 	if evicted {
 		l.evicted++
 		wait = EvictAfter
@@ -165,7 +165,9 @@ func evictDue(c *track.Conn, st track.State) time.Duration {
 	return c.QuietSince() + EvictAfter
 }
 
-// maxEvictable is how many candidates one look keeps.
+// maxEvictable is how many candidates one look keeps, besides the one that it
+// was for. It tries all that it finds: that those idle longest cannot be closed,
+// because they are in the middle of a header of HTTP/2, is up to their clients.
 const maxEvictable = 64
 
 // findIdle returns the connections that may be closed for others, those idle
@@ -189,7 +191,8 @@ func (l *Limit) findIdle() (idle []*track.Conn, wait time.Duration) {
 		}
 	})
 	slices.SortFunc(due, func(a, b candidate) int { return cmp.Compare(a.due, b.due) })
-	for _, d := range due[:min(len(due), maxEvictable)] {
+	idle = make([]*track.Conn, 0, len(due))
+	for _, d := range due {
 		idle = append(idle, d.c)
 	}
 	return idle, wait
