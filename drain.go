@@ -52,8 +52,8 @@ func (s *Server) empty(cause stopCause) bool {
 }
 
 // http2Settle is how long an HTTP/2 connection without a stream is left alone
-// in the drain: a request may follow its preface or its last response. The
-// GOAWAY that net/http sends says that a later one was not processed.
+// in the drain: a request may follow its preface or its last response. Where
+// there is only the GOAWAY that net/http sends, that refuses a later one.
 const http2Settle = 100 * time.Millisecond
 
 // drain waits until the listeners are closed and all HTTP/1 connections have
@@ -81,7 +81,7 @@ func (s *Server) drain(ctx context.Context, cause stopCause, closed <-chan drain
 				}
 				if wait > 0 {
 					http2.Reset(wait)
-				}
+				} // else an answer to the first GOAWAY wakes it, or the lack of one
 			}
 		}
 		select {

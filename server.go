@@ -63,7 +63,11 @@ func (o Options) withDefaults() Options {
 // the stop has ended.
 //
 // While the Server serves, handlers get the ResponseWriter that net/http made,
-// not a wrapper. All methods may be called from many goroutines at once.
+// not a wrapper. With Go 1.27, requests over TLS that are CONNECT or ask for an
+// upgrade are an exception, so that Hijack returns a *tls.Conn; for others, it
+// returns a connection that embeds one there.
+//
+// All methods may be called from many goroutines at once.
 type Server struct {
 	http    *http.Server
 	opts    Options
@@ -329,7 +333,10 @@ type serverKey struct{}
 //	}
 //
 // Pass the request's own context. A *gin.Context does not look into it by
-// default: with gin, pass c.Request.Context(). [Server.Draining] needs no context.
+// default: with gin, pass c.Request.Context(). The contexts of connect-go and of
+// grpc-go's ServeHTTP descend from the request's: end a stream with the status
+// Unavailable, and its client may open the next one elsewhere. [Server.Draining]
+// needs no context.
 func Draining(ctx context.Context) <-chan struct{} {
 	if draining, ok := ctx.Value(drainingKey{}).(<-chan struct{}); ok {
 		return draining
