@@ -68,6 +68,7 @@ var mayImport = map[string][]string{
 	// For tests alone.
 	"internal/leakcheck":  nil,
 	"internal/memnet":     nil,
+	"internal/process":    nil,
 	"internal/selfsigned": nil,
 	"internal/traffic":    nil,
 }

@@ -14,8 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/seed-235859eb/usher/bench/process"
 	"github.com/seed-235859eb/usher/bench/usage"
+	"github.com/seed-235859eb/usher/internal/process"
 )
 
 // A sample is what happened in one slice.

@@ -13,8 +13,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/seed-235859eb/usher/bench/process"
 	"github.com/seed-235859eb/usher/bench/usage"
+	"github.com/seed-235859eb/usher/internal/process"
 )
 
 // maxIdle is the budget for an idle connection, in bytes over bare.

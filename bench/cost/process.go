@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"runtime"
 
-	"github.com/seed-235859eb/usher/bench/process"
 	"github.com/seed-235859eb/usher/bench/report"
+	"github.com/seed-235859eb/usher/internal/process"
 )
 
 // build builds the server, and notes what the figures are of.

@@ -13,7 +13,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/seed-235859eb/usher/bench/process"
+	"github.com/seed-235859eb/usher/internal/process"
 )
 
 // A balancer is a load balancer in front of backends, with the configuration

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"github.com/seed-235859eb/usher/bench/load"
-	"github.com/seed-235859eb/usher/bench/process"
 	"github.com/seed-235859eb/usher/bench/report"
+	"github.com/seed-235859eb/usher/internal/process"
 )
 
 const (

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/seed-235859eb/usher/bench/process"
+	"github.com/seed-235859eb/usher/internal/process"
 )
 
 // pumaHint says how to have Puma.

@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/seed-235859eb/usher/bench/process"
+	"github.com/seed-235859eb/usher/internal/process"
 )
 
 // A workshop is where servers are made: a folder for what they need, and

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -41,6 +42,13 @@ func TestMain(m *testing.M) {
 		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("msg=listening addr=here pid", os.Getpid())
 		time.Sleep(time.Hour)
+	case "silent":
+		l, err := net.Listen("tcp", os.Getenv("ADDR"))
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		l.Accept()
 	case "server":
 		term := make(chan os.Signal, 1)
 		signal.Notify(term, syscall.SIGTERM)
@@ -75,6 +83,26 @@ func TestStartStop(t *testing.T) {
 	}
 	if _, err := p.Await(t.Context(), regexp.MustCompile("^bye$"), 2); err == nil {
 		t.Error("the same line was found twice")
+	}
+}
+
+// TestAwaitConnect: a server that says nothing.
+func TestAwaitConnect(t *testing.T) {
+	addr, release, err := Reserve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	spec := self("silent")
+	spec.Addr, spec.Env = addr, append(spec.Env, "ADDR="+addr)
+	p, err := Start(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.Ended() // when it has had the connection
+	spec.Env = append(spec.Env, "ADDR=127.0.0.1:none")
+	if _, err := Start(t.Context(), spec); err == nil {
+		t.Error("a server that does not listen started")
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,12 +31,15 @@ type Spec struct {
 	// Ready is a line of the server's output that says it serves, Listening
 	// if nil. Its first group, if it has one, is the address.
 	Ready *regexp.Regexp
-	Times int    // how many such lines there are to be; 1 if zero
-	Addr  string // if no line says it
+	Times int // how many such lines there are to be; 1 if zero
+
+	// Addr is the address, if no line says it. With Ready nil the server
+	// serves when it accepts a connection there.
+	Addr string
 }
 
-// Listening is what the Go servers of this module say. A worker of prefork says
-// first who it is.
+// Listening is what examples/server says, and the servers of bench. A worker of
+// prefork says first who it is.
 var Listening = regexp.MustCompile(`msg=listening .*\baddr=(\S+)`)
 
 const (
@@ -99,16 +103,37 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 
 	ctx, cancel := context.WithTimeoutCause(ctx, StartPatience, fmt.Errorf("not ready after %v", StartPatience))
 	defer cancel()
-	ready := cmp.Or(spec.Ready, Listening)
-	m, err := p.Await(ctx, ready, max(spec.Times, 1))
-	if err == nil {
-		if len(m) > 1 {
+	if spec.Ready == nil && spec.Addr != "" {
+		err = p.awaitConnect(ctx)
+	} else {
+		var m []string
+		if m, err = p.Await(ctx, cmp.Or(spec.Ready, Listening), max(spec.Times, 1)); len(m) > 1 {
 			p.Addr = m[1]
 		}
+	}
+	if err == nil {
 		return p, nil
 	}
 	p.Kill()
 	return nil, &StartError{err, p.cmd.ProcessState, p.Output()}
+}
+
+// awaitConnect waits until somebody listens at Addr.
+func (p *Process) awaitConnect(ctx context.Context) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if c, err := net.Dial("tcp", p.Addr); err == nil {
+			return c.Close()
+		}
+		select {
+		case <-tick.C:
+		case <-p.ended:
+			return errors.New("it has ended")
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // A StartError tells why a server did not start.
