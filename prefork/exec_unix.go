@@ -21,6 +21,29 @@ var errNotCalm = errors.New("prefork: something is under way")
 // execute replaces this process by the program as it is now. It returns if that
 // failed, or has to wait, and then all is as before.
 func (m *Master) execute(why string) error {
+	events := m.pauseReading()
+	defer m.resumeReading()
+	for _, e := range events {
+		e()
+	}
+	if m.act() || !m.calm() || m.sockets.closing {
+		return errNotCalm
+	}
+	m.manager.tell(func() error { return m.manager.sd.Reloading("replacing the master") })
+	m.manager.queue.flush()
+	m.flushLog()
+	err := errNotCalm
+	if m.releaseSignals() {
+		err = m.replaceImage(why)
+	}
+	m.catchSignals(m.signals.caught)
+	m.manager.ready(m.manager.status)
+	return err
+}
+
+// pauseReading has nobody read from workers, so that what is not read yet is the
+// next master's, and returns what was read before and not carried out.
+func (m *Master) pauseReading() (events []func()) {
 	streams := m.streams()
 	for _, s := range streams {
 		s.pause()
@@ -39,7 +62,6 @@ func (m *Master) execute(why string) error {
 		}
 	}()
 	// Events change m.procs, which is read just now.
-	var events []func()
 	for waiting := true; waiting; {
 		select {
 		case e := <-m.events:
@@ -48,101 +70,45 @@ func (m *Master) execute(why string) error {
 			waiting = false
 		}
 	}
-	for more := true; more; {
+	for {
 		select {
 		case e := <-m.events:
 			events = append(events, e)
 		default:
-			more = false
+			return events
 		}
 	}
-	resume := func() {
-		for _, p := range m.procs {
-			p.link.conn.SetReadDeadline(time.Time{})
-			m.listenTo(p)
-		}
-		for _, s := range m.streams() {
-			s.file.SetReadDeadline(time.Time{})
-			m.readStream(s)
-		}
+}
+
+func (m *Master) resumeReading() {
+	for _, p := range m.procs {
+		p.link.conn.SetReadDeadline(time.Time{})
+		m.listenTo(p)
 	}
-	for _, e := range events {
-		e()
+	for _, s := range m.streams() {
+		s.file.SetReadDeadline(time.Time{})
+		m.readStream(s)
 	}
-	if m.act() || !m.calm() || m.sockets.closing {
-		resume()
-		return errNotCalm
-	}
-	m.manager.tell(func() error { return m.manager.sd.Reloading("replacing the master") })
-	m.manager.queue.flush()
-	m.flushLog()
-	err := errNotCalm
-	if m.releaseSignals() {
-		err = m.replaceImage(why)
-	}
-	m.catchSignals(m.signals.caught)
-	resume()
-	m.manager.ready(m.manager.status)
-	return err
 }
 
 // replaceImage is the system call with what it needs. It returns only on error.
 func (m *Master) replaceImage(why string) error {
-	now := time.Now()
-	s := masterState{Version: stateVersion, Path: m.programs.path, Workers: m.opts.Workers, Fleet: m.fleet.State(now), Reason: why, PIDFile: string(m.pidFile)}
-	s.Seats = len(s.Fleet.Seats)
-	for _, caught := range m.signals.caught {
-		if n, ok := caught.(syscall.Signal); ok {
-			s.Signals = append(s.Signals, int(n))
-		}
+	s, keep, err := m.nextState(why)
+	if err != nil {
+		return fmt.Errorf("prefork: upgrade: %w", err)
 	}
-	var keep []int
-	for _, e := range m.sockets.endpoints {
-		s.Endpoints = append(s.Endpoints, endpointState{
-			Name: e.name, Key: e.key, Network: e.group.Network(), FDs: e.group.FDs(), Shared: e.group.Shared(), Foreign: e.foreign, Unlink: e.unixName.ours(),
-		})
-		keep = append(keep, e.group.FDs()...)
-	}
-	for generation, p := range m.programs.held {
-		s.Programs = append(s.Programs, programState{Generation: generation, FD: p.fd, Path: p.path, Dir: p.dir})
-		if p.fd >= 0 {
-			keep = append(keep, p.fd)
-		}
-	}
-	for _, p := range m.procs {
-		ps := procState{ID: p.id, Seat: p.seat, Generation: p.generation, PID: p.pid, Rest: p.link.split.rest, Ready: p.ready}
-		for seat := range p.adopted {
-			ps.Adopted = append(ps.Adopted, seat)
-		}
-		var err error
-		if ps.Control, err = rawFD(p.link.conn); err != nil {
-			return fmt.Errorf("prefork: upgrade: control socket of worker %d: %w", p.pid, err)
-		}
-		if ps.Stderr, err = p.stream.state(); err != nil {
-			return fmt.Errorf("prefork: upgrade: standard error of worker %d: %w", p.pid, err)
-		}
-		keep = append(keep, ps.Control, ps.Stderr.FD)
-		s.Procs = append(s.Procs, ps)
-	}
-	for stray := range m.output.strays {
-		ss, err := stray.state()
-		if err != nil {
-			return fmt.Errorf("prefork: upgrade: standard error of a worker that is gone: %w", err)
-		}
-		keep = append(keep, ss.FD)
-		s.Streams = append(s.Streams, ss)
-	}
-	state, err := json.Marshal(s)
+	content, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("prefork: upgrade: encode state: %w", err)
 	}
-	f, err := scratch(state)
+	f, err := scratch(content)
 	if err != nil {
 		return fmt.Errorf("prefork: upgrade: state: %w", err)
 	}
 	defer f.Close()
 	keep = append(keep, int(f.Fd()))
 	m.log.Info("prefork: upgrade: replacing the master", "program", m.programs.path)
+	flush(m.log)
 	// No child may be born with these descriptors.
 	syscall.ForkLock.Lock()
 	defer syscall.ForkLock.Unlock()

@@ -47,8 +47,8 @@ func Run(ctx context.Context, opts Options, f func(ctx context.Context, w *Worke
 	lines := asynclog.NewHandler(opts.Logger.Handler())
 	defer lines.Flush(logPatience)
 	opts.Logger = slog.New(lines)
-	if trial(opts.Workers) {
-		return nil
+	if trial, err := opts.trial(); trial || err != nil {
+		return err
 	}
 	if opts.Recycle.Memory > 0 && residentMemory() == 0 {
 		opts.Logger.Warn("prefork: this system does not tell how much memory a process has: Options.Recycle.Memory does nothing")

@@ -23,7 +23,7 @@ func runMaster(context.Context, Options) error {
 	return fmt.Errorf("prefork: master process: %w", errors.ErrUnsupported)
 }
 
-func trial(int) bool { return false }
+func (Options) trial() (bool, error) { return false, nil }
 
 func closeSockets([]sdnotify.Socket) {}
 

@@ -3,7 +3,6 @@
 package prefork
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,10 +56,14 @@ func runMaster(ctx context.Context, opts Options) error {
 		return err
 	}
 	endLog, err := opts.startLog(m.log, m.reopenLog)
-	if err != nil {
+	switch {
+	case err == nil:
+		defer endLog()
+	case old == nil:
 		return err
+	default: // there are workers
+		m.log.Error("prefork: goes on with the log that there is", "error", err)
 	}
-	defer endLog()
 	m.manager.connect()
 	stopReaping := reapStrangers(m)
 	defer stopReaping()
@@ -131,10 +134,7 @@ func (m *Master) findProgram(old *masterState) error {
 		m.log.Warn("prefork: cannot find the program by the path that it was started by: restarts will use the file that runs", "path", m.programs.path)
 	}
 	m.programs.dir = workDir(m.opts.Dir)
-	if info, err := os.Stat(m.programs.dir); m.opts.Dir != "" && (err != nil || !info.IsDir()) {
-		return fmt.Errorf("prefork: Options.Dir is %q: %w", m.opts.Dir, cmp.Or(err, error(syscall.ENOTDIR)))
-	}
-	return nil
+	return m.opts.checkDir()
 }
 
 // findIdentity finds out whom the workers run as, and where the master's process ID
@@ -147,7 +147,9 @@ func (m *Master) findIdentity(old *masterState) (err error) {
 		return err
 	}
 	if old != nil && old.PIDFile != string(m.pidFile) {
-		return pidFile(old.PIDFile).remove()
+		if err := pidFile(old.PIDFile).remove(); err != nil {
+			m.log.Warn("prefork: cannot remove the PID file of the master before", "error", err)
+		}
 	}
 	return nil
 }

@@ -73,6 +73,51 @@ type streamState struct {
 	Rest []byte `json:"rest,omitempty"` // of a line that was read in part
 }
 
+// nextState returns what the next master has to know, and the descriptors that it
+// needs.
+func (m *Master) nextState(why string) (s masterState, keep []int, err error) {
+	s = masterState{
+		Version: stateVersion, Reason: why,
+		Path: m.programs.path, PIDFile: string(m.pidFile), Workers: m.opts.Workers,
+		Fleet: m.fleet.State(time.Now()),
+	}
+	s.Seats = len(s.Fleet.Seats)
+	for _, caught := range m.signals.caught {
+		if n, ok := caught.(syscall.Signal); ok {
+			s.Signals = append(s.Signals, int(n))
+		}
+	}
+	for _, e := range m.sockets.endpoints {
+		s.Endpoints = append(s.Endpoints, endpointState{
+			Name: e.name, Key: e.key, Network: e.group.Network(), FDs: e.group.FDs(), Shared: e.group.Shared(), Foreign: e.foreign, Unlink: e.unixName.ours(),
+		})
+	}
+	for generation, p := range m.programs.held {
+		s.Programs = append(s.Programs, programState{Generation: generation, FD: p.fd, Path: p.path, Dir: p.dir})
+	}
+	for _, p := range m.procs {
+		ps := procState{ID: p.id, Seat: p.seat, Generation: p.generation, PID: p.pid, Rest: p.link.split.rest, Ready: p.ready}
+		for seat := range p.adopted {
+			ps.Adopted = append(ps.Adopted, seat)
+		}
+		if ps.Control, err = rawFD(p.link.conn); err != nil {
+			return s, nil, fmt.Errorf("control socket of worker %d: %w", p.pid, err)
+		}
+		if ps.Stderr, err = p.stream.state(); err != nil {
+			return s, nil, fmt.Errorf("standard error of worker %d: %w", p.pid, err)
+		}
+		s.Procs = append(s.Procs, ps)
+	}
+	for stray := range m.output.strays {
+		ss, err := stray.state()
+		if err != nil {
+			return s, nil, fmt.Errorf("standard error of a worker that is gone: %w", err)
+		}
+		s.Streams = append(s.Streams, ss)
+	}
+	return s, s.descriptors(), nil
+}
+
 // inheritedState returns what the master before this one left, or nil if this is
 // the first.
 func inheritedState() (*masterState, error) {

@@ -155,6 +155,8 @@ func TestUpgradeBroken(t *testing.T) {
 		{"main fails", func(r *running) { r.deploy(func(p *plan) { p.Before = &planExit{7, "bad flag"} }) }, "bad flag"},
 		{"hangs before Run", func(r *running) { r.deploy(func(p *plan) { p.HangBefore = true }) }, "not done after"},
 		{"bad options", func(r *running) { r.deploy(func(p *plan) { p.Probation = -1 }) }, "Probation"},
+		{"no such user", func(r *running) { r.deploy(func(p *plan) { p.User = "nobody-of-this-name" }) }, "Options.User"},
+		{"no such directory", func(r *running) { r.deploy(func(p *plan) { p.Dir = "/no/such/directory" }) }, "Options.Dir"},
 		{"no workers any more", func(r *running) { r.deploy(func(p *plan) { p.Workers = 0 }) }, "without workers"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/sdnotify"
@@ -31,17 +32,39 @@ const (
 	trialAlone   = "prefork trial: no workers"
 )
 
-// trial reports whether this is a trial run, which has come as far as it is to.
-func trial(workers int) bool {
+// trial reports whether this is a trial run, which has come as far as it is to, and
+// what a master would find wrong before it has taken anything over.
+func (o Options) trial() (bool, error) {
 	if os.Getenv(checkEnv) == "" {
-		return false
+		return false, nil
 	}
-	if workers > 0 {
+	if o.Workers > 0 {
+		if err := o.checkMaster(); err != nil {
+			return true, err
+		}
 		fmt.Fprintln(os.Stdout, trialSays+strconv.Itoa(stateVersion))
 	} else {
 		fmt.Fprintln(os.Stdout, trialAlone) // and would leave workers and sockets to nobody
 	}
-	return true
+	return true, nil
+}
+
+// checkMaster returns what is wrong with the options on this system.
+func (o Options) checkMaster() error {
+	_, userErr := o.credential()
+	_, fileErr := o.pidFile()
+	return errors.Join(userErr, fileErr, o.checkDir())
+}
+
+func (o Options) checkDir() error {
+	if o.Dir == "" {
+		return nil
+	}
+	info, err := os.Stat(workDir(o.Dir))
+	if err != nil || !info.IsDir() {
+		return fmt.Errorf("prefork: Options.Dir is %q: %w", o.Dir, cmp.Or(err, error(syscall.ENOTDIR)))
+	}
+	return nil
 }
 
 // tryProgram runs the program at path until it comes to Run.
