@@ -124,8 +124,8 @@ func (m *Master) replaceImage(why string) error {
 		keep = append(keep, ps.Control, ps.Stderr.FD)
 		s.Procs = append(s.Procs, ps)
 	}
-	for stray := range m.output.strays {
-		ss, err := stray.state()
+	for stream := range m.output.gone {
+		ss, err := stream.state()
 		if err != nil {
 			return fmt.Errorf("prefork: upgrade: standard error of a worker that is gone: %w", err)
 		}

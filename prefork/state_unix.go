@@ -190,7 +190,7 @@ func (m *Master) adopt(s *masterState) error {
 		if err != nil {
 			return fmt.Errorf("prefork: standard error of a worker that is gone: %w", err)
 		}
-		m.output.strays[stream] = true
+		m.output.gone[stream] = true
 		m.readStream(stream)
 	}
 	if m.opts.Workers != s.Workers {

@@ -52,8 +52,8 @@ type Server interface {
 	// Stop begins the graceful stop; a quick one waits for nobody who is
 	// silent.
 	Stop(reason string, quick bool)
-	// Hurry ends a delay before the stop.
-	Hurry(why string)
+	// EndDelay ends a delay before the stop.
+	EndDelay(why string)
 	// EndNow cuts what is left.
 	EndNow(why string)
 	// Done is closed when the stop has ended.
