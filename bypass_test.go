@@ -236,7 +236,7 @@ func TestBypassAtAnyTime(t *testing.T) {
 					stopped := ts.shutdown()
 					ts.awaitPhase(PhaseLameDuck)
 					if phase == PhaseDrain {
-						ts.cutLameDuck("test")
+						ts.endLameDuck("test")
 						ts.awaitPhase(PhaseDrain)
 					}
 					direct := make(chan error, 1)
@@ -251,7 +251,7 @@ func TestBypassAtAnyTime(t *testing.T) {
 					if how == "Close" { // it has closed the connections when it returns
 						direct <- <-direct
 					}
-					ts.cutLameDuck("test")
+					ts.endLameDuck("test")
 					close(g.release)
 					mute.Close()
 					if err := <-got; (err == nil) != (how == "Shutdown") {

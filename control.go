@@ -25,7 +25,7 @@ func (c control) Stop(reason string, quick bool) {
 	c.s.beginStop(context.Background(), stopCause{reason: reason, quick: quick})
 }
 
-func (c control) Hurry(why string) { c.s.cutLameDuck(why) }
+func (c control) EndDelay(why string) { c.s.endLameDuck(why) }
 
 func (c control) EndNow(why string) { c.s.endNow(why) }
 

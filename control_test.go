@@ -249,10 +249,10 @@ func TestSupervisorHurries(t *testing.T) {
 		if s.Phase() != PhaseLameDuck {
 			t.Errorf("phase %v", s.Phase())
 		}
-		l.server.Hurry("test")
+		l.server.EndDelay("test")
 		synctest.Wait()
 		if s.Phase() != PhaseDrain {
-			t.Errorf("phase %v after Hurry, want the drain", s.Phase())
+			t.Errorf("phase %v after EndDelay, want the drain", s.Phase())
 		}
 		l.server.EndNow("test")
 		if err := <-served; err == nil {

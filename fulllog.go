@@ -30,7 +30,7 @@ func (f *fullLog) note() {
 	began := f.since.IsZero()
 	if began {
 		f.since, f.count = f.last, 1
-		f.timer = time.AfterFunc(fullPause, f.look)
+		f.timer = time.AfterFunc(fullPause, f.check)
 	}
 	f.mu.Unlock()
 	if began {
@@ -38,8 +38,8 @@ func (f *fullLog) note() {
 	}
 }
 
-// look says that it has ended, or looks again later.
-func (f *fullLog) look() {
+// check says that it has ended, or checks again later.
+func (f *fullLog) check() {
 	f.mu.Lock()
 	if quiet := time.Since(f.last); quiet < fullPause {
 		f.timer.Reset(fullPause - quiet)

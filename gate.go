@@ -129,7 +129,7 @@ func (l *Listener) closeSocket() {
 func (l *Listener) markStopping() {
 	l.conns.BeginStop()
 	l.conns.Want(track.Left | track.Quiet | track.Detached)
-	l.limit.Look() // in a stop all newcomers have a place
+	l.limit.Recheck() // in a stop all newcomers have a place
 	if below := l.under(); below != nil {
 		below.markStopping()
 	}

@@ -140,7 +140,7 @@ type connOwner Listener
 func (o *connOwner) Notice(_ *track.Conn, e track.Events) {
 	l := (*Listener)(o)
 	if e&track.Left != 0 {
-		l.limit.Look()
+		l.limit.Recheck()
 	}
 	l.mu.Lock()
 	observer := l.observer

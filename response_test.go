@@ -171,7 +171,7 @@ func TestLameDuckResponses(t *testing.T) {
 
 		late.send("POST / HTTP/1.1\r\nHost: usher.test\r\nContent-Length: 0\r\n\r\n")
 		<-begun
-		ts.cutLameDuck("test")
+		ts.endLameDuck("test")
 		ts.awaitPhase(PhaseDrain)
 		close(release)
 		if !late.answered().Close {

@@ -267,7 +267,7 @@ func TestLoggerMayAskTheServer(t *testing.T) {
 	opts := quickly()
 	opts.Logger = slog.New(nosyHandler{slog.NewTextHandler(io.Discard, nil), &s})
 	s = Wrap(&http.Server{}, opts)
-	s.cutLameDuck("test")
+	s.endLameDuck("test")
 	if err := s.Shutdown(context.Background()); err != nil {
 		t.Error(err)
 	}
@@ -514,7 +514,7 @@ func TestReady(t *testing.T) {
 			t.Errorf("lame duck: %q, %v", body, err)
 		}
 		client.CloseIdleConnections()
-		ts.cutLameDuck("test")
+		ts.endLameDuck("test")
 		ts.clean(stopped)
 	})
 }

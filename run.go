@@ -116,7 +116,7 @@ const signalBurst = time.Second
 // A stopper is what signals act on.
 type stopper interface {
 	begin(cause stopCause) bool // begins the stop, unless it has
-	cutLameDuck(why string)
+	endLameDuck(why string)
 	endNow(why string)
 }
 
@@ -142,10 +142,10 @@ func (h *signalsHeard) hear(sig os.Signal) {
 	switch h.count {
 	case 1:
 		if !h.stopper.begin(stopCause{reason: sig.String(), quick: sig == os.Interrupt}) {
-			h.stopper.cutLameDuck(sig.String())
+			h.stopper.endLameDuck(sig.String())
 		}
 	case 2:
-		h.stopper.cutLameDuck(sig.String())
+		h.stopper.endLameDuck(sig.String())
 	case 3:
 		h.stopper.endNow(sig.String())
 	}

@@ -86,9 +86,9 @@ func (g *stopGroup) wait() {
 	}
 }
 
-func (g *stopGroup) cutLameDuck(why string) {
+func (g *stopGroup) endLameDuck(why string) {
 	for _, s := range g.servers {
-		s.cutLameDuck(why)
+		s.endLameDuck(why)
 	}
 }
 

@@ -90,7 +90,7 @@ type Server struct {
 
 	draining chan struct{} // closed when the drain begins
 	wake     chan struct{} // has an element when the stop should look again
-	hurry    chan struct{} // closed to cut the lame duck short
+	noDelay  chan struct{} // closed to end the lame duck
 	now      chan struct{} // closed to end at once
 	done     chan struct{} // closed when the stop has ended
 
@@ -107,7 +107,7 @@ type Server struct {
 	stopping   bool
 	bypassed   bool // somebody called Shutdown or Close of http
 	unseen     bool // somebody called Serve of http
-	hurried    bool // hurry has been closed
+	delayCut   bool // noDelay has been closed
 	cutting    bool // now has been closed
 	endCause   error
 	report     *Report
@@ -132,7 +132,7 @@ func Wrap(srv *http.Server, opts Options) *Server {
 		logging:    asynclog.NewHandler(cmp.Or(opts.Logger, slog.Default()).Handler()),
 		draining:   make(chan struct{}),
 		wake:       make(chan struct{}, 1),
-		hurry:      make(chan struct{}),
+		noDelay:    make(chan struct{}),
 		now:        make(chan struct{}),
 		done:       make(chan struct{}),
 		phaseSince: time.Now(),

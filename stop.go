@@ -47,12 +47,12 @@ func (s *Server) beginStop(ctx context.Context, cause stopCause) bool {
 	return true
 }
 
-// cutLameDuck ends the lame duck.
-func (s *Server) cutLameDuck(why string) {
+// endLameDuck ends the lame duck.
+func (s *Server) endLameDuck(why string) {
 	s.mu.Lock()
-	if !s.hurried {
-		s.hurried = true
-		close(s.hurry)
+	if !s.delayCut {
+		s.delayCut = true
+		close(s.noDelay)
 	}
 	s.mu.Unlock()
 	s.log.Info("usher: second signal: no more delay; a third ends everything at once", "signal", why, "phase", s.Phase().String())
@@ -164,7 +164,7 @@ func (s *Server) lameDuck(ctx context.Context) {
 	defer t.Stop()
 	select {
 	case <-t.C:
-	case <-s.hurry:
+	case <-s.noDelay:
 	case <-ctx.Done():
 	}
 }

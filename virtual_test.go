@@ -173,7 +173,7 @@ func TestDelayIsKept(t *testing.T) {
 		if p := v.Phase(); p != PhaseLameDuck {
 			t.Errorf("phase %v, want lame duck", p)
 		}
-		v.cutLameDuck("test")
+		v.endLameDuck("test")
 		if d := <-took; d != 2*time.Second {
 			t.Errorf("the cut lame duck took %v, want 2s", d)
 		}

@@ -35,7 +35,7 @@ type listener struct {
 	handed  atomic.Uint64 // connections handed over
 
 	mu        sync.Mutex
-	sockets   map[int]*socket // by seat; one that is being emptied may have an heir here
+	sockets   map[int]*socket // by seat; one that is being emptied may have a successor here
 	running   int             // goroutines that accept
 	served    bool            // a server has it
 	started   bool            // the sockets have their goroutines

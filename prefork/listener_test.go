@@ -337,8 +337,8 @@ func (r *recorder) Stop(reason string, quick bool) {
 		r.told = append(r.told, "stop")
 	}
 }
-func (r *recorder) Hurry(string)  { r.told = append(r.told, "hurry") }
-func (r *recorder) EndNow(string) { r.told = append(r.told, "now") }
+func (r *recorder) EndDelay(string) { r.told = append(r.told, "end delay") }
+func (r *recorder) EndNow(string)   { r.told = append(r.told, "now") }
 
 // TestLevels: each level is passed on once, whoever says it how often, and to
 // servers that come late.
@@ -348,9 +348,9 @@ func TestLevels(t *testing.T) {
 		want   []string
 	}{
 		{[]fleet.Level{1, 1, 1}, []string{"stop"}},
-		{[]fleet.Level{1, 2, 1, 2}, []string{"stop", "hurry"}},
+		{[]fleet.Level{1, 2, 1, 2}, []string{"stop", "end delay"}},
 		{[]fleet.Level{2, 1}, []string{"quick"}},
-		{[]fleet.Level{1, 3}, []string{"stop", "hurry", "now"}},
+		{[]fleet.Level{1, 3}, []string{"stop", "end delay", "now"}},
 		{[]fleet.Level{3}, []string{"quick", "now"}},
 	} {
 		w := testWorker(t)

@@ -87,7 +87,7 @@ func newMaster(opts Options) *Master {
 		procs:     map[fleet.ID]*proc{},
 		programs:  programs{held: map[int]*program{}},
 		sockets:   heldSockets{log: log},
-		output:    outputs{strays: map[*stream]bool{}, to: asynclog.NewWriter(os.Stderr, "prefork", outPatience)},
+		output:    outputs{gone: map[*stream]bool{}, to: asynclog.NewWriter(os.Stderr, "prefork", outPatience)},
 		signals:   signals{ch: make(chan os.Signal, 16)},
 		orders:    orders{waiters: map[int]chan error{}},
 		manager:   serviceManager{log: log, queue: newQueue(func() {})},

@@ -108,7 +108,7 @@ func (m *Master) nextState(why string) (s masterState, keep []int, err error) {
 		}
 		s.Procs = append(s.Procs, ps)
 	}
-	for stray := range m.output.strays {
+	for stray := range m.output.gone {
 		ss, err := stray.state()
 		if err != nil {
 			return s, nil, fmt.Errorf("standard error of a worker that is gone: %w", err)
@@ -235,7 +235,7 @@ func (m *Master) adopt(s *masterState) error {
 		if err != nil {
 			return fmt.Errorf("prefork: standard error of a worker that is gone: %w", err)
 		}
-		m.output.strays[stream] = true
+		m.output.gone[stream] = true
 		m.readStream(stream)
 	}
 	if m.opts.Workers != s.Workers {

@@ -28,8 +28,8 @@ type stream struct {
 
 // outputs is where the streams of all workers go.
 type outputs struct {
-	to     *asynclog.Writer // standard error
-	strays map[*stream]bool // of workers that are gone
+	to   *asynclog.Writer // standard error
+	gone map[*stream]bool // of workers that are gone
 }
 
 func newStream(file *os.File) *stream {
@@ -89,8 +89,8 @@ func (s *stream) copy(to io.Writer) bool {
 func (m *Master) readStream(s *stream) {
 	s.start(m.output.to, func() {
 		m.post(func() {
-			if m.output.strays[s] {
-				delete(m.output.strays, s)
+			if m.output.gone[s] {
+				delete(m.output.gone, s)
 				s.file.Close()
 			}
 		})
@@ -103,12 +103,12 @@ func (m *Master) leaveStream(s *stream) {
 		s.file.Close()
 		return
 	}
-	m.output.strays[s] = true
+	m.output.gone[s] = true
 }
 
 // streams returns those of all workers, also of those that are gone.
 func (m *Master) streams() []*stream {
-	all := slices.Collect(maps.Keys(m.output.strays))
+	all := slices.Collect(maps.Keys(m.output.gone))
 	for _, p := range m.procs {
 		if p.started != nil {
 			all = append(all, p.stream)

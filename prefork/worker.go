@@ -192,7 +192,7 @@ func order(s supervised.Server, from, to fleet.Level, reason string) {
 	if from < fleet.LevelStop {
 		s.Stop(reason, to >= fleet.LevelQuick)
 	} else if from < fleet.LevelQuick && to >= fleet.LevelQuick {
-		s.Hurry(reason)
+		s.EndDelay(reason)
 	}
 	if to >= fleet.LevelNow {
 		s.EndNow(reason)
@@ -276,9 +276,9 @@ func (w *Worker) orphaned() {
 	w.log.Warn("prefork: the master is gone, stopping")
 }
 
-// hurry ends a delay before the stop of a worker without a master, as another one
+// endDelay ends a delay before the stop of a worker without a master, as another one
 // waits for its sockets.
-func (w *Worker) hurry() {
+func (w *Worker) endDelay() {
 	w.mu.Lock()
 	stopping := w.level >= fleet.LevelStop
 	w.mu.Unlock()

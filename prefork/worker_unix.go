@@ -126,7 +126,7 @@ func (p *workerProcess) watchSignals() {
 			case s == os.Interrupt && p.w.alone():
 				p.w.interrupt(signalName(s))
 			case s == hurrySignal && p.w.alone():
-				p.w.hurry()
+				p.w.endDelay()
 			}
 		case <-p.done:
 			return

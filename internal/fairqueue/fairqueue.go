@@ -1,10 +1,10 @@
-// Package fairqueue decides which request runs next. It is data structures and
-// nothing else: no goroutine, no clock, no blocking. The caller wakes whom it
-// is told to wake.
+// Package fairqueue decides which request runs next. It has data structures only: no
+// goroutine, no clock, no blocking. The caller wakes the requests that it is told to
+// wake.
 //
-// A [Queue] has a number of slots, and a request that runs holds one. A [Flow]
-// is what is treated fairly, such as a connection; a [Waiter] is one request of
-// a flow that waits. A slot that becomes free while anybody waits is handed to
+// A [Queue] has a number of slots. A request that runs holds one. A [Flow] is what
+// slots are shared between, such as a connection. A [Waiter] is a waiting request of a
+// flow. A slot that becomes free while a request waits is handed to
 //
 //  1. the request that came first with [Queue.Resume], or else
 //  2. the oldest waiter of the flow that holds the fewest slots for its weight,

@@ -2,11 +2,11 @@
 // handshakes while it finishes those under way, and tell how many handshakes
 // are under way and how many connections wait in its accept queue.
 //
-// Closing a listening socket resets every connection in its accept queue and
-// every handshake whose last packet is still on the wire. No order of accept
-// and close avoids that, as long as new handshakes keep starting. So the gate
-// stops them first, see [Shut], waits until none is under way, see
-// [Handshakes], and then until the queue is empty, see [Queued].
+// Closing a listening socket resets every connection in its accept queue, and every
+// handshake whose last packet is still on the wire. As long as new handshakes keep
+// starting, no order of accept and close avoids that. So [Shut] stops them first.
+// [Await] waits until none is under way, which [Handshakes] counts. A [Socket] is
+// closed when its accept queue, which [Queued] counts, is empty.
 //
 // Every function returns an error that wraps [errors.ErrUnsupported] where the
 // system, or the kind of socket, cannot do what is asked.
@@ -27,16 +27,16 @@ type Mechanism string
 // The mechanisms, the best first.
 const (
 	// Interface ties the listening socket to a network interface that does not
-	// exist, so that no request for a connection finds it: newcomers are
-	// refused at once.
+	// exist. No request for a connection finds the socket: new connects are refused
+	// at once.
 	Interface Mechanism = "interface"
 
-	// Filter drops requests for connections by a socket filter: newcomers send
-	// theirs again, after a second on most systems.
+	// Filter drops requests for connections by a socket filter. Clients send
+	// them again, after a second on most systems.
 	Filter Mechanism = "filter"
 
-	// Name is that of a unix socket, which was taken out of the file system:
-	// who connects finds nobody. See [Socket.RemoveName].
+	// Name takes the name of a unix socket out of the file system: new connects
+	// find no socket. See [Socket.RemoveName].
 	Name Mechanism = "name"
 
 	// None: nothing stops them.

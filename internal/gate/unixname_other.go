@@ -8,6 +8,6 @@ import (
 )
 
 // unpublish is not supported on this system.
-func (n *unixName) unpublish(l net.Listener) (heir net.Listener, removed bool, err error) {
+func (n *unixName) unpublish(l net.Listener) (replacement net.Listener, removed bool, err error) {
 	return l, false, fmt.Errorf("duplicate unix listener: %w", errUnsupported)
 }

@@ -17,21 +17,21 @@ import (
 // Only Close knows whether the name is l's to remove: for a socket that was
 // inherited, from systemd for instance, it must stay. And a name that leads
 // elsewhere by now is somebody else's.
-func (n *unixName) unpublish(l net.Listener) (heir net.Listener, removed bool, err error) {
+func (n *unixName) unpublish(l net.Listener) (replacement net.Listener, removed bool, err error) {
 	ul, ok := l.(*net.UnixListener)
 	if !ok || n == nil {
 		return l, false, nil
 	}
-	if heir, err = duplicate(ul); err != nil {
+	if replacement, err = duplicate(ul); err != nil {
 		return l, false, fmt.Errorf("duplicate unix listener: %w", err)
 	}
 	if !n.leadsHere() {
 		ul.SetUnlinkOnClose(false)
 	}
 	if err := ul.Close(); err != nil {
-		return heir, false, fmt.Errorf("close unix listener: %w", err)
+		return replacement, false, fmt.Errorf("close unix listener: %w", err)
 	}
-	return heir, !n.leadsHere(), nil
+	return replacement, !n.leadsHere(), nil
 }
 
 // duplicate returns another listener on l's socket, which does not remove its

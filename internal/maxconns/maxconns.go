@@ -1,5 +1,6 @@
-// Package maxconns bounds how many connections are open at once, and makes room
-// for newcomers by closing those that have been idle longest.
+// Package maxconns bounds how many connections are open at once. A newcomer is a
+// connection that is open already and waits for a place. To make room for it, the
+// connection that has been idle longest is closed.
 package maxconns
 
 import (
@@ -80,7 +81,7 @@ func (l *Limit) Admit(closed <-chan struct{}) bool {
 		if l.hasRoom(1) {
 			l.addNewcomer(-1)
 			l.mu.Unlock()
-			l.Look() // another newcomer may have a place, too
+			l.Recheck() // another newcomer may have a place, too
 			return true
 		}
 		l.mu.Unlock()
@@ -198,9 +199,9 @@ func (l *Limit) findIdle() (idle []*track.Conn, wait time.Duration) {
 	return idle, wait
 }
 
-// Look has a newcomer look for a place: a connection has left, or a stop has
-// begun.
-func (l *Limit) Look() {
+// Recheck has a newcomer check again whether there is a place: a connection has
+// left, or a stop has begun.
+func (l *Limit) Recheck() {
 	select {
 	case l.room <- struct{}{}:
 	default:

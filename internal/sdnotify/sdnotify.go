@@ -121,9 +121,9 @@ func (n *Notifier) send(state string) error {
 	err := write(conn, state, deadline)
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		// The socket stays connected to one receiver; the name may have a new one.
-		if heir, dialErr := n.dial(); dialErr == nil {
+		if replacement, dialErr := n.dial(); dialErr == nil {
 			conn.Close()
-			conn = heir
+			conn = replacement
 			err = write(conn, state, deadline)
 		}
 	}

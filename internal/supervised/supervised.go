@@ -1,7 +1,7 @@
-// Package supervised is what a server and the supervisor of its process have to
-// say to each other. The supervisor's listeners implement [Listener]; a server
-// that finds one asks it, and not the socket, how to leave, since other
-// processes may have the same socket.
+// Package supervised has the interfaces between a server and the supervisor of its
+// process. The listeners of a supervisor implement [Listener]. Other processes may
+// have their sockets, too. So a server asks the Listener, and not the socket, to stop
+// new handshakes and to close.
 package supervised
 
 import (
@@ -49,16 +49,16 @@ type Listener interface {
 
 // A Server is what a supervisor needs of a server.
 type Server interface {
-	// Stop begins the graceful stop; a quick one waits for nobody who is
-	// silent.
+	// Stop begins the graceful stop. A quick one has no delay, and does not wait
+	// for silent connections.
 	Stop(reason string, quick bool)
-	// Hurry ends a delay before the stop.
-	Hurry(why string)
+	// EndDelay ends the delay of a stop that has begun: the lame duck.
+	EndDelay(why string)
 	// EndNow cuts what is left.
 	EndNow(why string)
 	// Done is closed when the stop has ended.
 	Done() <-chan struct{}
-	// Counters returns what a supervisor wants to know each second.
+	// Counters returns how the server is doing. It is called about once a second.
 	Counters() Counters
 }
 
