@@ -108,8 +108,8 @@ func (m *Master) nextState(why string) (s masterState, keep []int, err error) {
 		}
 		s.Procs = append(s.Procs, ps)
 	}
-	for stray := range m.output.gone {
-		ss, err := stray.state()
+	for stream := range m.output.gone {
+		ss, err := stream.state()
 		if err != nil {
 			return s, nil, fmt.Errorf("standard error of a worker that is gone: %w", err)
 		}
