@@ -143,7 +143,7 @@ func TestSupervised(t *testing.T) {
 				if (r.GateReason == "") != (tt.guarantee == GuaranteeAll) {
 					t.Errorf("gate %s, reason %q", r.Gate, r.GateReason)
 				}
-				if r.Guarantee != tt.guarantee || r.Gate != tt.gate || r.Queued != 7 || r.Served != 7 {
+				if r.Guarantee != tt.guarantee || r.Gate != tt.gate || r.AcceptedLate != 7 || r.Served != 7 {
 					t.Errorf("report %+v, want guarantee %v and 7 served", r, tt.guarantee)
 				}
 				if n := l.server.Counters(); n.Requests != 7 || n.Accepted != 7 || n.InFlight != 0 || n.Connections != 0 {

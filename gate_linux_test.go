@@ -263,7 +263,7 @@ func TestHandshakeUnderWay(t *testing.T) {
 		t.Error("the response does not say close")
 	}
 	late.ended()
-	if r := ts.clean(stopped); r.Queued != 1+early || r.Served != 1 || r.Guarantee != GuaranteeAll {
+	if r := ts.clean(stopped); r.AcceptedLate != 1+early || r.Served != 1 || r.Guarantee != GuaranteeAll {
 		t.Errorf("report %+v", r)
 	}
 	if took := time.Since(began); took >= opts.Listener.HandshakeGrace {

@@ -401,7 +401,7 @@ func (ts *testServer) balanced() Report {
 	if r == nil {
 		ts.t.Fatal("no report")
 	}
-	if in, out := r.Open+r.Queued, r.Served+r.HungUp+r.Idle+r.Hijacked+r.Cut; in != out {
+	if in, out := r.Open+r.AcceptedLate, r.Served+r.HungUp+r.Idle+r.Hijacked+r.Cut; in != out {
 		ts.t.Errorf("%d connections came and %d left: %+v", in, out, *r)
 	}
 	return *r

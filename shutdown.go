@@ -148,10 +148,10 @@ type ShutdownError struct {
 func (e *ShutdownError) Error() string {
 	left := ""
 	if e.Report.StillOpen > 0 {
-		left = fmt.Sprintf(", %d of %d connections still open", e.Report.StillOpen, e.Report.Open+e.Report.Queued)
+		left = fmt.Sprintf(", %d of %d connections still open", e.Report.StillOpen, e.Report.Open+e.Report.AcceptedLate)
 	}
 	if e.Report.Cut > 0 {
-		left = fmt.Sprintf(", %d of %d connections cut", e.Report.Cut, e.Report.Open+e.Report.Queued)
+		left = fmt.Sprintf(", %d of %d connections cut", e.Report.Cut, e.Report.Open+e.Report.AcceptedLate)
 	}
 	return fmt.Sprintf("usher: shutdown fell short in phase %q%s: %v", e.Phase, left, e.Err)
 }

@@ -19,9 +19,9 @@ type Stats struct {
 	AcceptQueue int       `json:"accept_queue"` // connections that wait in the kernel; see Listener.Queued
 
 	// Counts since the server was made.
-	Requests uint64 `json:"requests"` // whose handlers have begun, or wait for a slot
-	Accepted uint64 `json:"accepted"` // connections
-	Queued   uint64 `json:"queued"`   // of those, accepted after the stop began
+	Requests     uint64 `json:"requests"`      // whose handlers have begun, or wait for a slot
+	Accepted     uint64 `json:"accepted"`      // connections
+	AcceptedLate uint64 `json:"accepted_late"` // of those, accepted after the stop began
 	// IdleEvicted counts the idle connections that were closed to make room: at
 	// MaxConns, or when no descriptor was left.
 	IdleEvicted uint64 `json:"idle_evicted"`
@@ -83,7 +83,7 @@ type ConnStats struct {
 }
 
 // A Report accounts for a stop. Each connection is counted once:
-// Open + Queued = Served + HungUp + Idle + Hijacked + Cut + StillOpen.
+// Open + AcceptedLate = Served + HungUp + Idle + Hijacked + Cut + StillOpen.
 type Report struct {
 	Reason    string        `json:"reason"`    // what began the stop
 	Took      time.Duration `json:"took_ns"`   // from its beginning to its end
@@ -92,8 +92,8 @@ type Report struct {
 	Gate       Gate   `json:"gate"`                  // of the listener with that guarantee
 	GateReason string `json:"gate_reason,omitempty"` // why no better gate was possible
 
-	Open   int `json:"open"`   // connections that were open when the drain began
-	Queued int `json:"queued"` // accepted after that
+	Open         int `json:"open"`          // connections that were open when the drain began
+	AcceptedLate int `json:"accepted_late"` // accepted after that
 
 	Served   int `json:"served"`   // left after a request that was running when the drain began, or began later
 	HungUp   int `json:"hung_up"`  // closed by their client, without a further request
@@ -115,7 +115,7 @@ type Report struct {
 
 func (r *Report) logArgs() []any {
 	return []any{
-		"reason", r.Reason, "took", r.Took, "guarantee", r.Guarantee.String(), "gate", r.Gate, "gate_reason", r.GateReason, "open", r.Open, "queued", r.Queued,
+		"reason", r.Reason, "took", r.Took, "guarantee", r.Guarantee.String(), "gate", r.Gate, "gate_reason", r.GateReason, "open", r.Open, "accepted_late", r.AcceptedLate,
 		"served", r.Served, "hung_up", r.HungUp, "idle", r.Idle, "hijacked", r.Hijacked, "cut", r.Cut,
 		"http2", r.HTTP2, "http2_one_step", r.HTTP2OneStep,
 	}
@@ -127,7 +127,7 @@ func (s *Server) countFates() Report {
 	for _, set := range s.sets() {
 		n := set.Counts()
 		r.Open += n.AtStop
-		r.Queued += int(n.Queued)
+		r.AcceptedLate += int(n.AcceptedLate)
 		r.Served += int(n.Fates[track.Served])
 		r.HungUp += int(n.Fates[track.HungUp])
 		r.Idle += int(n.Fates[track.Idle])
@@ -180,7 +180,7 @@ func (s *Server) Stats() Stats {
 	for _, set := range s.setsOf(listeners) {
 		n := set.Counts()
 		st.Accepted += n.Accepted
-		st.Queued += n.Queued
+		st.AcceptedLate += n.AcceptedLate
 		by := set.CountReported()
 		st.Connections.New += by[http.StateNew]
 		st.Connections.Active += by[http.StateActive]

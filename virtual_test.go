@@ -648,7 +648,7 @@ func fatesAddUp(t *testing.T, rnd *rand.Rand) {
 		t.Errorf("Serve: %v, want http.ErrServerClosed", err)
 	}
 	r := v.Stats().Report
-	if in, out := r.Open+r.Queued, r.Served+r.HungUp+r.Idle+r.Hijacked+r.Cut; in != out || v.Stats().Connections.Open != 0 {
+	if in, out := r.Open+r.AcceptedLate, r.Served+r.HungUp+r.Idle+r.Hijacked+r.Cut; in != out || v.Stats().Connections.Open != 0 {
 		t.Errorf("%d connections came and %d left, %d are open: %+v", in, out, v.Stats().Connections.Open, *r)
 	}
 	if (err != nil) != (r.Cut > 0) {

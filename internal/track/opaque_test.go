@@ -45,7 +45,7 @@ func TestOpaque(t *testing.T) {
 	opaque.Report(c, http.StateClosed) // net/http notices
 	open(0)
 	n := opaque.Counts()
-	if n.Fates[Served] != 1 || n.Fates[Hijacked] != 1 || n.Fates[Cut] != 1 || n.Queued != 3 || len(o.take()) != 3 {
+	if n.Fates[Served] != 1 || n.Fates[Hijacked] != 1 || n.Fates[Cut] != 1 || n.AcceptedLate != 3 || len(o.take()) != 3 {
 		t.Errorf("%+v", n)
 	}
 }

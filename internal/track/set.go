@@ -54,11 +54,11 @@ type Set struct {
 
 // Counts only ever grow, but for Open.
 type Counts struct {
-	Open     int    // connections now
-	Accepted uint64 // added, in all
-	Queued   uint64 // of those, added after the stop began
-	AtStop   int    // open when the stop began
-	Fates    [Fates]uint64
+	Open         int    // connections now
+	Accepted     uint64 // added, in all
+	AcceptedLate uint64 // of those, added after the stop began
+	AtStop       int    // open when the stop began
+	Fates        [Fates]uint64
 
 	// Of those that have a fate:
 	HTTP2   uint64 // spoke HTTP/2
@@ -147,7 +147,7 @@ func (s *Set) insert(c *Conn) {
 	s.conns = append(s.conns, c)
 	s.counts.Accepted++
 	if s.wanted(stopping) {
-		s.counts.Queued++
+		s.counts.AcceptedLate++
 	}
 }
 

@@ -184,8 +184,8 @@ func TestSetConcurrently(t *testing.T) {
 					for _, f := range n.Fates {
 						fates += int(f)
 					}
-					if n.Accepted > 0 && set.Stopping() && n.AtStop > 0 && fates+n.Open != n.AtStop+int(n.Queued) {
-						t.Errorf("%d at the stop, %d since; %d open, fates %v", n.AtStop, n.Queued, n.Open, n.Fates)
+					if n.Accepted > 0 && set.Stopping() && n.AtStop > 0 && fates+n.Open != n.AtStop+int(n.AcceptedLate) {
+						t.Errorf("%d at the stop, %d since; %d open, fates %v", n.AtStop, n.AcceptedLate, n.Open, n.Fates)
 						return
 					}
 					set.Each(func(c *Conn, st State) {
@@ -219,7 +219,7 @@ func TestSetConcurrently(t *testing.T) {
 		for _, f := range n.Fates {
 			fates += f
 		}
-		if all, attached := set.Open(); all != 0 || attached != 0 || n.Accepted != clients*each || fates != uint64(n.AtStop)+n.Queued {
+		if all, attached := set.Open(); all != 0 || attached != 0 || n.Accepted != clients*each || fates != uint64(n.AtStop)+n.AcceptedLate {
 			t.Errorf("%d open, %d attached; %+v", all, attached, n)
 		}
 		if left := notices[Left].Load(); left != clients*each {
