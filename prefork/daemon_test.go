@@ -80,7 +80,10 @@ func waitForFile(t *testing.T, path string, pattern *regexp.Regexp) []string {
 	t.Helper()
 	var content []byte
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		content, _ = os.ReadFile(path)
+		var err error
+		if content, err = os.ReadFile(path); err != nil {
+			continue // not yet
+		}
 		if found := pattern.FindStringSubmatch(string(content)); found != nil {
 			return found
 		}
@@ -125,9 +128,7 @@ func TestLogFile(t *testing.T) {
 		}
 	}
 	move()
-	for !exists(log) {
-		time.Sleep(5 * time.Millisecond)
-	}
+	in("^")
 	fresh("two")
 	move()
 	r.send("reopen", 0)

@@ -43,7 +43,7 @@ const (
 
 // maxAnswer bounds what the master sends at once, more goes by a file: what does
 // not fit into the socket's buffer would break the link.
-var maxAnswer = 64 << 10 // a variable for tests
+const maxAnswer = 64 << 10
 
 // descriptors returns how many come with f.
 func (f frame) descriptors() int {

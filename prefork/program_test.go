@@ -71,7 +71,6 @@ type plan struct {
 	Deaf       bool          // it takes no notice of the end of its context
 
 	DumpGrace, HookTimeout time.Duration
-	MaxAnswer              int
 	WaitBefore             string // file for which main waits before Run, in a master that another has executed
 
 	HookPanics, HookHangs string // name of a hook
@@ -175,9 +174,6 @@ func testProgram() int {
 			fmt.Fprintln(os.Stderr, err)
 			return 2
 		}
-	}
-	if p.MaxAnswer > 0 {
-		maxAnswer = p.MaxAnswer
 	}
 	if os.Getenv(masterEnv) != "" && p.WaitBefore != "" {
 		say(event{Name: "before Run"})

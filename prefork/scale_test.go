@@ -3,13 +3,15 @@
 package prefork
 
 import (
-	"encoding/json"
+	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/seed-235859eb/usher/internal/fleet"
 	"github.com/seed-235859eb/usher/internal/traffic"
 )
 
@@ -160,25 +162,51 @@ func TestRecycleAge(t *testing.T) {
 	}
 }
 
-// TestFleetOfMany: a worker learns of the fleet, also if that is too much for the
-// control socket at once.
-func TestFleetOfMany(t *testing.T) {
-	t.Parallel()
-	p := quick(2)
-	p.MaxAnswer = 1
-	r := start(t, p)
-	files := fds(t, r.pid())
-	for range 20 {
-		var s Stats
-		if err := json.NewDecoder(r.get("/fleet").Body).Decode(&s); err != nil {
-			t.Fatal(err)
-		}
-		if s.PID != r.pid() || len(workersOf(s)) != 2 {
-			t.Errorf("%+v", s)
-		}
+// TestFleetOfThousand: what a worker learns of a fleet has no limit, though more
+// than fits into the control socket cannot be sent there at once.
+func TestFleetOfThousand(t *testing.T) {
+	opts := Options{Workers: maxWorkers, Logger: slog.New(slog.DiscardHandler)}.withDefaults()
+	m := newMaster(opts)
+	defer m.end()
+	m.fleet = fleet.New(m.fleetConfig())
+	m.fleet.Start(time.Now())
+
+	ours, theirs, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
 	}
-	if after := fds(t, r.pid()); after > files {
-		t.Errorf("%d descriptors, then %d", files, after)
+	master, err := newLink(ours)
+	if err != nil {
+		t.Fatal(err)
 	}
-	r.stop()
+	worker, err := newLink(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorker(t.Context(), opts, 0, 1)
+	w.link, w.master = worker, true
+	wp := &workerProcess{w: w, link: worker, done: make(chan struct{})}
+	wp.wg.Go(wp.listen)
+	wp.wg.Go(func() {
+		p := &proc{started: &started{link: master}}
+		for {
+			frames, _, err := master.receive()
+			if err != nil {
+				return
+			}
+			for _, f := range frames {
+				m.answer(p, f.Ask)
+			}
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	s, err := w.Fleet(ctx)
+	if err != nil || len(s.Seats) != maxWorkers {
+		t.Errorf("%d seats, %v", len(s.Seats), err)
+	}
+	close(wp.done)
+	worker.Close()
+	master.Close()
+	wp.wg.Wait()
 }
