@@ -335,8 +335,8 @@ type serverKey struct{}
 // Pass the request's own context. A *gin.Context does not look into it by
 // default: with gin, pass c.Request.Context(). The contexts of connect-go and of
 // grpc-go's ServeHTTP descend from the request's: end a stream with the status
-// Unavailable, and its client may open the next one elsewhere. [Server.Draining]
-// needs no context.
+// Unavailable, and its client may open the next one elsewhere; examples/rpc in
+// the repository does so. [Server.Draining] needs no context.
 func Draining(ctx context.Context) <-chan struct{} {
 	if draining, ok := ctx.Value(drainingKey{}).(<-chan struct{}); ok {
 		return draining
