@@ -30,9 +30,20 @@ func (s *Server) Run(ctx context.Context, listeners ...net.Listener) error {
 		return s.run(ctx, nil, listeners)
 	}
 	signals := make(chan os.Signal, 3)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	notifyStop(signals)
 	defer signal.Stop(signals)
 	return s.run(ctx, signals, listeners)
+}
+
+// notifyStop has the signals that stop a server sent to c, but for one that was
+// ignored at the start: SIGINT is, in a command that a shell has put into the
+// background, and is not meant for it.
+func notifyStop(c chan<- os.Signal) {
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
+		if !signal.Ignored(sig) {
+			signal.Notify(c, sig)
+		}
+	}
 }
 
 // RunUntil is [Server.Run] without signals, for programs that catch signals

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/signal"
 	"sync"
-	"syscall"
 )
 
 // RunAll runs several servers in one program. It stops them one after the other,
@@ -23,7 +22,7 @@ import (
 // stopped. Without servers it returns nil at once.
 func RunAll(ctx context.Context, servers ...*Server) error {
 	signals := make(chan os.Signal, 3)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	notifyStop(signals)
 	defer signal.Stop(signals)
 
 	results := make([]error, len(servers))

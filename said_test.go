@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -298,5 +301,33 @@ func TestRunAllFails(t *testing.T) {
 	err := RunAll(t.Context(), Wrap(good, quickly()), Wrap(bad, quickly()))
 	if err == nil || errors.Is(err, http.ErrServerClosed) || !strings.Contains(err.Error(), "256.0.0.1") {
 		t.Errorf("RunAll: %v", err)
+	}
+}
+
+// TestRunLeavesIgnoredSignals: a SIGINT that was ignored at the start, as by a
+// shell's "command &", is not meant for the server (#12 F13).
+func TestRunLeavesIgnoredSignals(t *testing.T) {
+	signal.Ignore(os.Interrupt)
+	defer signal.Reset(os.Interrupt)
+	srv := newHTTPServer(h1, http.HandlerFunc(ok))
+	srv.Addr = "127.0.0.1:0"
+	s := Wrap(srv, quickly())
+	result := make(chan error, 1)
+	go func() { result <- s.Run(t.Context()) }()
+	eventually(t, "the server serves", func() bool { return s.Phase() == PhaseServing })
+	self, err := os.FindProcess(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
+		if err := self.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-result; err != nil {
+		t.Error(err)
+	}
+	if r := s.Stats().Report; r.Reason != syscall.SIGTERM.String() {
+		t.Errorf("stopped by %q", r.Reason)
 	}
 }
