@@ -136,7 +136,11 @@ func (o FairnessOptions) validate(prefix string) error {
 // while a request waits.
 //
 // A Limiter may serve many servers, and a request may pass through several
-// Limiters. All methods may be called from many goroutines at once.
+// Limiters. While it waits in one of them, it gives back its slots in those around
+// it. It takes them again, with priority, before its handler begins: a full route
+// does not fill the server. This needs connections that the Limiters know, and
+// handlers between them that keep the request's Header. All methods may be called
+// from many goroutines at once.
 //
 // Taking a free slot costs two atomic operations. Waiting costs about a
 // microsecond.

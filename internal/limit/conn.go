@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -24,11 +25,10 @@ type Conn struct {
 	lease lease
 	taken atomic.Bool
 
-	running atomic.Pointer[lease]        // of the HTTP/1 request under way, in the first Limiter
-	body    atomic.Pointer[yieldingBody] // of that request, in the last Limiter
+	body atomic.Pointer[yieldingBody] // of that request, in the last Limiter
 
-	mu    sync.Mutex
-	inner []*lease // of the HTTP/1 request under way, in further Limiters; guarded by mu
+	mu     sync.Mutex
+	others []*lease // with which requests run, besides lease; guarded by mu
 
 	hook  track.Hook
 	track *track.Conn // nil if nobody follows the connection
@@ -67,27 +67,48 @@ func (c *Conn) tells(r *http.Request) bool {
 		c.track.State().Reported() == http.StateActive
 }
 
-// began notes that a request of HTTP/1 runs with e, for Ended.
+// began notes that a request runs with e.
 func (c *Conn) began(e *lease) {
-	if c.running.CompareAndSwap(nil, e) {
+	if e == &c.lease {
 		return
 	}
 	c.mu.Lock()
-	c.inner = append(c.inner, e)
+	c.others = append(c.others, e)
 	c.mu.Unlock()
 }
 
 // ended notes that the request runs with e no longer.
 func (c *Conn) ended(e *lease) {
-	if c.running.CompareAndSwap(e, nil) {
+	if e == &c.lease {
 		return
 	}
 	c.mu.Lock()
-	if i := slices.Index(c.inner, e); i >= 0 {
-		c.inner = slices.Delete(c.inner, i, i+1)
+	if i := slices.Index(c.others, e); i >= 0 {
+		c.others = slices.Delete(c.others, i, i+1)
 	}
 	c.mu.Unlock()
 }
+
+// running returns the leases with which requests run: all, or those of r, which
+// it has from the Limiters around the one that asks.
+func (c *Conn) running(r *http.Request) (all []*lease) {
+	of := func(e *lease) {
+		if e.state.Load() == leaseRunning && (r == nil || e.request.Load() == requestID(r)) {
+			all = append(all, e)
+		}
+	}
+	of(&c.lease)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.others {
+		of(e)
+	}
+	return all
+}
+
+// requestID tells requests under way apart. Copies of a request, which handlers
+// make to add to its context, share its header.
+func requestID(r *http.Request) uintptr { return reflect.ValueOf(r.Header).Pointer() }
 
 // dropKept gives a slot back that is kept for the next request, once.
 func (c *Conn) dropKept() {
@@ -118,11 +139,8 @@ func (c *Conn) Ended(hijacked bool) {
 		c.dropKept()
 		return
 	}
-	c.mu.Lock()
-	leases := append([]*lease{c.running.Load()}, c.inner...)
-	c.mu.Unlock()
-	for _, e := range leases {
-		if e != nil && e.state.CompareAndSwap(leaseRunning, leaseNone) {
+	for _, e := range c.running(nil) {
+		if e.state.CompareAndSwap(leaseRunning, leaseNone) {
 			e.owner.Load().giveBack(e)
 		}
 	}

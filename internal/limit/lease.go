@@ -18,10 +18,12 @@ type lease struct {
 	keyed *keyedFlow              // whose Flow flow is, or nil
 	owner atomic.Pointer[Limiter] // while a request has it, or it is kept
 	state atomic.Int32            // one of the following
-	ready chan struct{}           // has an element when the waiting has ended
-	timer *time.Timer
-	turn  int          // requests in a row on this slot
-	wait  atomic.Int64 // of the request, before it began; a time.Duration
+	// request is the requestID of the one that runs with it.
+	request atomic.Uintptr
+	ready   chan struct{} // has an element when the waiting has ended
+	timer   *time.Timer
+	turn    int          // requests in a row on this slot
+	wait    atomic.Int64 // of the request, before it began; a time.Duration
 
 	queued bool // the request waits, or has waited, to begin
 
@@ -36,7 +38,7 @@ const (
 	leaseNone    = iota // no slot, or waiting to begin
 	leaseRunning        // its request runs
 	leaseKept           // its request has ended; kept for the connection's next
-	leaseYielded        // given back while a read of the body waits
+	leaseYielded        // given back while a read of the body waits, or a Limiter inside has it wait
 	leaseResumed        // waiting for a slot to go on with
 )
 
@@ -169,7 +171,7 @@ func (l *Limiter) giveBack(e *lease) {
 // is there; see Conn.ReadWaits. That is so only if mayKeep: the handlers have
 // returned, and no rest of a body has to be read.
 func (l *Limiter) finish(e *lease, c *Conn, ctx context.Context, mayKeep bool) {
-	if c != nil && c.track != nil {
+	if c != nil {
 		c.ended(e)
 	}
 	if e.queued || ctx.Err() != nil {
@@ -228,6 +230,10 @@ func (l *Limiter) resume(e *lease) (ready <-chan struct{}) {
 	if e.state.Load() != leaseYielded {
 		return nil
 	}
+	return l.resumeLocked(e)
+}
+
+func (l *Limiter) resumeLocked(e *lease) (ready <-chan struct{}) {
 	if l.queue.Resume(e.flow, &e.Waiter) {
 		e.state.Store(leaseRunning)
 		return nil
@@ -241,6 +247,10 @@ func (l *Limiter) resume(e *lease) (ready <-chan struct{}) {
 func (l *Limiter) resumed(e *lease, granted bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.resumedLocked(e, granted)
+}
+
+func (l *Limiter) resumedLocked(e *lease, granted bool) {
 	if !granted && l.queue.Cancel(&e.Waiter) {
 		e.state.Store(leaseNone)
 		return

@@ -97,6 +97,9 @@ const (
 func (l *Limiter) Serve(w http.ResponseWriter, r *http.Request, key string, weight int32, next http.Handler) Verdict {
 	c := connOf(r)
 	e := l.leaseFor(r, c, key, weight)
+	if c != nil {
+		e.request.Store(requestID(r)) // before it runs: see outerLease
+	}
 	ctx := r.Context()
 	var d deadlines
 	switch {
@@ -121,7 +124,7 @@ func (l *Limiter) Serve(w http.ResponseWriter, r *http.Request, key string, weig
 			ctx = context.WithValue(ctx, waitKey{}, time.Duration(e.wait.Load()))
 		}
 	}
-	if c != nil && c.track != nil && isHTTP1(r) {
+	if c != nil {
 		c.began(e)
 	}
 	if hasBody(r) {

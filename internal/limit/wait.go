@@ -21,6 +21,7 @@ func (l *Limiter) await(r *http.Request, e *lease, c *Conn, d deadlines) Verdict
 	}
 	d.hold()
 	defer d.release()
+	outer := l.yieldOuter(c, r)
 	var hungUp <-chan struct{}
 	if r.Body != http.NoBody && c.tells(r) {
 		// net/http watches the connection only once the body has been read.
@@ -46,7 +47,25 @@ func (l *Limiter) await(r *http.Request, e *lease, c *Conn, d deadlines) Verdict
 	case <-ctx.Done():
 		v = l.verdictOf(ctx)
 	}
-	return l.settle(e, v, ctx, hungUp, time.Since(began))
+	v = l.settle(e, v, ctx, hungUp, time.Since(began))
+	if v == Served && len(outer) > 0 {
+		resumeOuter(outer, ctx)
+		v = l.settleNested(e, ctx, hungUp)
+	}
+	return v
+}
+
+// settleNested refuses a request that had a slot and has lost its client since,
+// while it waited to go on in the Limiters around this one.
+func (l *Limiter) settleNested(e *lease, ctx context.Context, hungUp <-chan struct{}) Verdict {
+	v := l.stillThere(ctx, hungUp)
+	if v == Served {
+		return v
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e.state.Store(leaseNone)
+	return l.refuse(e, v)
 }
 
 // verdictOf returns why a wait ends with ctx.
