@@ -282,19 +282,18 @@ func isClosed(c <-chan struct{}) bool {
 
 const rootModule = "github.com/seed-235859eb/usher"
 
-// Checkout returns the folder that this module replaces the root module with.
-// The working directory must be below bench.
+// Checkout returns the folder of the root module. The working directory must be
+// in it, or in a module that replaces it with the checkout, as bench.
 func Checkout(ctx context.Context) (dir string, err error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", rootModule).Output()
 	if err != nil {
-		return "", fmt.Errorf("find %s, to be run below bench: go list: %w", rootModule, err)
+		return "", fmt.Errorf("find %s, to be run in its checkout: go list: %w", rootModule, err)
 	}
 	return strings.TrimSpace(string(out)), nil
 }
 
 // BuildServer builds examples/server of the [Checkout], and returns the
 // program's name, which is in dir. What it is to send as X-Build may be empty.
-// The working directory must be below bench.
 func BuildServer(ctx context.Context, dir, xBuild string) (program string, err error) {
 	checkout, err := Checkout(ctx)
 	if err != nil {
