@@ -44,6 +44,7 @@ type Socket struct {
 
 	mu        sync.Mutex // guards the following
 	listener  net.Listener
+	renamed   int       // how often listener was replaced: its type may not be comparable
 	name      *unixName // of a unix socket that has one
 	state     socketState
 	accepting int    // calls of listener.Accept under way, until the connection is counted
@@ -79,7 +80,7 @@ func (s *Socket) Accept(count func(net.Conn)) (net.Conn, error) {
 			s.mu.Unlock()
 			return nil, ErrClosed
 		}
-		l := s.listener
+		l, renamed := s.listener, s.renamed
 		s.accepting++
 		s.mu.Unlock()
 
@@ -90,7 +91,7 @@ func (s *Socket) Accept(count func(net.Conn)) (net.Conn, error) {
 			count(c)
 		}
 		s.accepting--
-		replaced := s.listener != l
+		replaced := s.renamed != renamed
 		switch {
 		case err == nil:
 		case s.state >= socketClosing:
@@ -134,6 +135,7 @@ func (s *Socket) RemoveName() Result {
 	}
 	l, removed, err := s.name.unpublish(s.listener)
 	s.listener = l
+	s.renamed++
 	switch {
 	case err != nil:
 		return Result{GuaranteeQueue, None, err.Error()}
