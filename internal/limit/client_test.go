@@ -88,18 +88,37 @@ func TestClientLeavesWhileItWaits(t *testing.T) {
 							<-release
 						}))
 						s := startOnSocket(t, m, tt.around(h), func(srv *http.Server) { srv.ReadTimeout = readTimeout })
+						// A busy machine may shake hands for longer than ReadTimeout.
 						holder := s.send("/hold", nil)
-						<-held
+						for holds := false; !holds; {
+							select {
+							case <-held:
+								holds = true
+							case a := <-holder:
+								if readTimeout == 0 {
+									t.Fatal(a.err)
+								}
+								holder = s.send("/hold", nil)
+							}
+						}
 						ctx, leave := context.WithCancel(t.Context())
 						began := time.Now()
 						gone := s.upload(ctx, body)
-						eventually(t, "the request waits", func() bool { return l.Stats().Waiting == 1 })
+						eventually(t, "the request waits", func() bool {
+							select {
+							case <-gone:
+								began = time.Now()
+								gone = s.upload(ctx, body)
+							default:
+							}
+							return l.Stats().Waiting == 1
+						})
 						eventually(t, "ReadTimeout is over", func() bool { return time.Since(began) > 2*readTimeout })
 						leave()
 						<-gone
 						eventually(t, "it is taken out", func() bool {
 							n := l.Stats()
-							return n.Waiting == 0 && n.Left == 1
+							return n.Waiting == 0 && n.Left >= 1
 						})
 						close(release)
 						if a := <-holder; a.err != nil {
