@@ -309,7 +309,7 @@ func rollsPage(ctx context.Context, all []*roller, do rolling) *report.Page {
 	for _, m := range rollModes {
 		t := report.Table{Caption: m.String(), Header: []string{
 			"balancer", "backends", "requests", "failed",
-			"P50 in rolls", "between", "P99 in rolls", "between", "longest in rolls", "between", "a roll takes, median",
+			"P50 in rolls", "between", "P99 in rolls", "between", "P99 of all", "longest in rolls", "between", "a roll takes, median",
 		}}
 		for i, r := range all {
 			seen := r.modes[m]
@@ -319,6 +319,9 @@ func rollsPage(ctx context.Context, all []*roller, do rolling) *report.Page {
 			row := []string{r.name, r.what, count(seen.Total()), count(seen.failed())}
 			for _, p := range []float64{50, 99, 100} {
 				row = append(row, tenthsOfMS(rank(seen.during, p)), tenthsOfMS(rank(seen.between, p)))
+				if p == 99 {
+					row = append(row, tenthsOfMS(load.Quantile(seen.Latency, p)))
+				}
 			}
 			t.Rows = append(t.Rows, append(row, millis(rank(seen.took, 50))))
 			groups[i].Name, groups[i].Focus = r.name+", "+r.what, strings.HasPrefix(r.what, byUsher)
