@@ -331,7 +331,7 @@ func (s *Server) cutAll(parent context.Context, grace time.Duration, cause stopC
 func (s *Server) cutQuiet() {
 	for _, set := range s.sets() {
 		set.Each(func(c *track.Conn, st track.State) {
-			if st.Quiet() && !st.HTTP2() {
+			if idle := st.Quiet() || st.Reported() == http.StateIdle; idle && !st.HTTP2() {
 				c.Cut()
 			}
 		})
