@@ -294,6 +294,7 @@ func (s *Server) cutAll(parent context.Context, grace time.Duration, cause stopC
 			l.Close()
 		}
 		if !cause.close {
+			s.cutQuiet()
 			s.endHTTP(over)
 		}
 	}()
@@ -323,6 +324,18 @@ func (s *Server) cutAll(parent context.Context, grace time.Duration, cause stopC
 		s.log.Warn("usher: close of a connection or listener hangs")
 	}
 	s.waitEmpty(parent, time.Second, cause)
+}
+
+// cutQuiet closes the connections that net/http's Shutdown would close at once:
+// they would count as left by their clients.
+func (s *Server) cutQuiet() {
+	for _, set := range s.sets() {
+		set.Each(func(c *track.Conn, st track.State) {
+			if idle := st.Quiet() || st.Reported() == http.StateIdle; idle && !st.HTTP2() {
+				c.Cut()
+			}
+		})
+	}
 }
 
 // goAwayTime is what is left for the GOAWAY of HTTP/2 connections to go out when

@@ -41,18 +41,20 @@ func (s *Server) endStreams(ctx context.Context) {
 	for _, set := range s.sets() {
 		set.Each(func(c *track.Conn, st track.State) {
 			if st.Reported() == http.StateHijacked {
-				ends = append(ends, func() { c.Close() })
+				ends = append(ends, c.CloseSoon) // its Close may hang
 			}
 		})
 	}
-	for i, end := range ends {
-		end()
-		if i == len(ends)-1 {
-			return
-		}
-		t.Reset(grace / 5 / time.Duration(len(ends)))
+	if len(ends) == 0 {
+		return
+	}
+	turn := newPacer(grace / 5 / time.Duration(len(ends)))
+	for _, end := range ends {
+		t.Reset(turn.wait())
 		select {
 		case <-t.C:
+			end()
+			turn.next()
 		case <-ctx.Done():
 			return
 		}

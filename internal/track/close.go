@@ -31,7 +31,7 @@ func (c *Conn) Retire() bool {
 	if tc := c.tls.Load(); tc != nil && c.writable() {
 		tc.Close() // closes c
 	}
-	c.closeSoon()
+	c.CloseSoon()
 	return true
 }
 
@@ -44,10 +44,10 @@ func (c *Conn) midway(st State) bool {
 	return st&ahead != 0 // its frames are not followed
 }
 
-// closeSoon closes c without waiting: Close of a connection that is not the
+// CloseSoon closes c without waiting: Close of a connection that is not the
 // kernel's may block, as that of a TLS connection does that has to say so
 // first to a client that does not read.
-func (c *Conn) closeSoon() {
+func (c *Conn) CloseSoon() {
 	if c.raw != nil {
 		c.Close()
 	} else {
@@ -61,7 +61,7 @@ func (c *Conn) Cut() {
 		c.deadlines.end(c) // it lingers
 		return
 	}
-	c.closeSoon()
+	c.CloseSoon()
 }
 
 // lingerTimeout bounds how long a connection that was closed during a stop is
