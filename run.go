@@ -61,9 +61,7 @@ func (s *Server) run(ctx context.Context, signals <-chan os.Signal, listeners []
 		err = errors.New("usher: Run: TLSConfig has neither Certificates nor GetCertificate nor GetConfigForClient; set one, use ListenAndServeTLS with files, or leave TLSConfig nil to serve without TLS")
 	}
 	if err != nil {
-		for _, l := range listeners {
-			l.Close()
-		}
+		closeAll(listeners)
 		return err
 	}
 	secure := s.hasCertificate() // net/http changes TLSConfig when it serves
@@ -81,21 +79,37 @@ func (s *Server) run(ctx context.Context, signals <-chan os.Signal, listeners []
 		}
 		listeners = []net.Listener{l}
 	}
-	results := make(chan error)
+	if slices.Contains(listeners, nil) {
+		closeAll(listeners)
+		return errors.New("usher: Run: a listener is nil")
+	}
+	// All are the stop's before it can begin: what waits in their queues already
+	// is served then.
+	var serves []func() error
 	for _, l := range listeners {
-		go func() {
-			if secure {
-				results <- s.ServeTLS(l, "", "")
-			} else {
-				results <- s.Serve(l)
-			}
-		}()
+		ours, err := s.register(l)
+		if err != nil { // the stop has begun before Run
+			l.Close()
+			continue
+		}
+		serves = append(serves, func() error {
+			return s.serveRegistered(ours, secure, func(l net.Listener) error {
+				if secure {
+					return s.door.ServeTLS(l, "", "")
+				}
+				return s.door.Serve(l)
+			})
+		})
+	}
+	results := make(chan error)
+	for _, serve := range serves {
+		go func() { results <- serve() }()
 	}
 
 	var failed []error
 	heard := signalsHeard{stopper: s}
 	over := ctx.Done()
-	for left := len(listeners); left > 0; {
+	for left := len(serves); left > 0; {
 		select {
 		case err := <-results:
 			left--
@@ -111,6 +125,14 @@ func (s *Server) run(ctx context.Context, signals <-chan os.Signal, listeners []
 		}
 	}
 	return errors.Join(append(failed, s.wait())...)
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		if l != nil {
+			l.Close()
+		}
+	}
 }
 
 // wait waits for the stop to end, and returns how it went.

@@ -3,8 +3,10 @@ package usher
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 )
 
@@ -21,6 +23,14 @@ import (
 // are stopped. RunAll returns the errors of all, joined, when every one has
 // stopped. Without servers it returns nil at once.
 func RunAll(ctx context.Context, servers ...*Server) error {
+	for i, s := range servers {
+		if s == nil {
+			return fmt.Errorf("usher: RunAll: server %d is nil", i)
+		}
+		if first := slices.Index(servers, s); first < i {
+			return fmt.Errorf("usher: RunAll: server %d is server %d too", i, first)
+		}
+	}
 	signals := make(chan os.Signal, 3)
 	notifyStop(signals)
 	defer signal.Stop(signals)

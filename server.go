@@ -232,6 +232,11 @@ func (s *Server) serve(l net.Listener, secure bool, run func(net.Listener) error
 		l.Close()
 		return err
 	}
+	return s.serveRegistered(ours, secure, run)
+}
+
+// serveRegistered serves what register has returned.
+func (s *Server) serveRegistered(ours *Listener, secure bool, run func(net.Listener) error) (err error) {
 	s.chain()
 	s.log.Info("usher: serving", "addr", ours.Addr().String(), "tls", secure || ours.under() != nil,
 		"slots", s.opts.Fairness.Slots, "max_conns", ours.opts.MaxConns, "guarantee", ours.expects().String())
