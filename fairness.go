@@ -214,7 +214,7 @@ func (l *Limiter) Handler(next http.Handler) http.Handler {
 
 // turnAway answers a request that was not served.
 func (l *Limiter) turnAway(w http.ResponseWriter, r *http.Request, v limit.Verdict) {
-	if v == limit.Full || v == limit.Expired {
+	if v == limit.Full || v == limit.Expired || v == limit.TooLate {
 		l.full.note()
 	}
 	h := w.Header()

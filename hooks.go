@@ -70,7 +70,9 @@ func (s *Server) runHooks(deadline time.Time) error {
 	go func() {
 		select {
 		case <-s.now:
-			cancel(errEndNow)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			cancel(s.endCause)
 		case <-stop:
 		}
 	}()

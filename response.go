@@ -38,9 +38,12 @@ func (s *Server) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.begun.Add(1)
 		defer s.ended.Add(1)
-		e, r := s.requests.Begin(r, isEventStream(r))
+		e, own := s.requests.Begin(r, isEventStream(r))
 		defer s.requests.End(e)
-		inner.ServeHTTP(w, r)
+		if own != r { // a copy; net/http removes the files of its own
+			defer func() { r.MultipartForm = own.MultipartForm }()
+		}
+		inner.ServeHTTP(w, own)
 	})
 }
 

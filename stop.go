@@ -139,6 +139,9 @@ func (s *Server) stop(parent context.Context, cause stopCause) {
 		s.log.Warn("usher: time is up: what is left is cut", s.waitingFor()...)
 		s.cutAll(parent, grace, cause)
 	}
+	if grace <= 0 { // its context's deadline had passed before; the hooks run all the same
+		grace = s.opts.Shutdown.GracePeriod
+	}
 	failed = errors.Join(failed, s.runHooks(latest(began.Add(grace), time.Now().Add(grace/10))))
 	enough()
 	others.Wait()

@@ -1,7 +1,7 @@
 // Package asynclog has a [slog.Handler] that never blocks, and an [io.Writer] that
 // does not block for long. What they get is passed on in order by a goroutine. If
 // whoever is behind it does not take it, a limited number of lines waits, and more
-// are dropped and counted.
+// are dropped and counted, as is a line over which whoever is behind it panics.
 //
 // A log that nobody reads (a full pipe) blocks its writer for ever. A server or a
 // supervisor that logs must not stop for that.

@@ -92,10 +92,10 @@ func (q *queue) run() {
 		e := q.todo[0]
 		q.todo = q.todo[1:]
 		q.mu.Unlock()
-		if e.pass != nil {
-			e.pass()
-		} else {
-			q.missed(e.dropped)
+		if e.pass == nil {
+			call(func() { q.missed(e.dropped) })
+		} else if !call(e.pass) {
+			call(func() { q.missed(1) })
 		}
 		q.mu.Lock()
 		q.bytes -= e.size // not before, so that what hangs counts
@@ -109,6 +109,18 @@ func (q *queue) run() {
 	q.todo = nil
 	q.running = false
 	close(q.done)
+}
+
+// call calls f, and reports whether it did not panic: on this goroutine nobody
+// else could keep a log that panics from ending the program.
+func call(f func()) (fine bool) {
+	defer func() {
+		if !fine {
+			recover()
+		}
+	}()
+	f()
+	return true
 }
 
 // flush waits until what was added has been passed on, or nothing has for the
