@@ -134,7 +134,7 @@ func TestLeaveWithoutAnswer(t *testing.T) {
 		synctest.Wait()
 		wrote(t, w, "at once", goodbye)
 		underway(t, g, true)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		underway(t, g, false)
 		c.Came(pong)
@@ -167,7 +167,7 @@ func TestLeaveBeforeTheFirstStream(t *testing.T) {
 		wrote(t, w, "then", goodbye)
 		time.Sleep(answerTime - 1)
 		underway(t, g, true)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		underway(t, g, false)
 

@@ -22,11 +22,11 @@ type openLoop struct {
 }
 
 type openOutcome struct {
-	mu                      sync.Mutex
-	arrived, answered, good int
-	verdicts                map[Verdict]int
-	told                    time.Duration // the longest wait of one that was told TooLate
-	begunForNobody          int
+	mu             sync.Mutex
+	arrived, good  int
+	verdicts       map[Verdict]int
+	told           time.Duration // the longest wait of one that was told TooLate
+	begunForNobody int
 }
 
 func (o openLoop) run(l *Limiter) *openOutcome {

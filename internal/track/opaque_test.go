@@ -53,7 +53,7 @@ func TestOpaque(t *testing.T) {
 // unlike is a connection that a map cannot have as its key.
 type unlike struct {
 	net.Conn
-	read []byte
+	_ []byte
 }
 
 func TestOpaqueThatCannotBeTold(t *testing.T) {

@@ -85,11 +85,10 @@ func visits(t *testing.T) []visit {
 
 // host is a server that visitors go to.
 type host struct {
-	t     *testing.T
-	v     visit
-	addr  string
-	conns chan *Conn
-	at    chan *visitor // the visitor that comes next
+	t    *testing.T
+	v    visit
+	addr string
+	at   chan *visitor // the visitor that comes next
 }
 
 func (v visit) host(t *testing.T) *host {
