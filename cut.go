@@ -9,18 +9,6 @@ import (
 	"github.com/seed-235859eb/usher/internal/track"
 )
 
-// endHTTP calls net/http's Shutdown, unless this stop or somebody else has
-// before: that runs the functions of RegisterOnShutdown, and would do so again.
-// Its error is a listener's, which Listener logs, or ctx's.
-func (s *Server) endHTTP(ctx context.Context) {
-	s.mu.Lock()
-	again := s.endsHTTP.Swap(true) || s.bypassed
-	s.mu.Unlock()
-	if !again {
-		s.http.Shutdown(ctx)
-	}
-}
-
 // cutAll ends what is left. It says goodbye to HTTP/2 connections, cancels the
 // requests, gives their handlers a moment to say so, and closes all
 // connections.
@@ -86,18 +74,6 @@ func (s *Server) cutQuiet() {
 // goAwayTime is what is left for the GOAWAY of HTTP/2 connections to go out when
 // a stop must end now.
 const goAwayTime = 20 * time.Millisecond
-
-// bounded waits until done is closed, for d at most, and reports whether it was.
-func bounded(done <-chan struct{}, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-done:
-		return true
-	case <-t.C:
-		return false
-	}
-}
 
 // waitEmpty waits until no connection is open, for d at most.
 func (s *Server) waitEmpty(ctx context.Context, d time.Duration, cause stopCause) {

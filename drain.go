@@ -230,3 +230,27 @@ func (s *Server) retireDue(ctx context.Context, grace time.Duration) time.Durati
 	}
 	return min(next, spread)
 }
+
+// endHTTP calls net/http's Shutdown, unless this stop or somebody else has
+// before: that runs the functions of RegisterOnShutdown, and would do so again.
+// Its error is a listener's, which Listener logs, or ctx's.
+func (s *Server) endHTTP(ctx context.Context) {
+	s.mu.Lock()
+	again := s.endsHTTP.Swap(true) || s.bypassed
+	s.mu.Unlock()
+	if !again {
+		s.http.Shutdown(ctx)
+	}
+}
+
+// bounded waits until done is closed, for d at most, and reports whether it was.
+func bounded(done <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+		return false
+	}
+}

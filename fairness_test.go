@@ -341,10 +341,10 @@ func (v *virtual) end() {
 
 func TestMaxQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ran := map[string]bool{}
+		var ran sync.Map // by path
 		opts := FairnessOptions{Slots: 1, MaxQueue: 2, Status: 429, Exempt: func(r *http.Request) bool { return r.URL.Path == "/healthz" }}
 		v, get := limited(t, opts, func(w http.ResponseWriter, r *http.Request) {
-			ran[r.URL.Path] = true
+			ran.Store(r.URL.Path, true)
 			if r.URL.Path != "/healthz" {
 				time.Sleep(10 * time.Second)
 			}
@@ -370,8 +370,9 @@ func TestMaxQueue(t *testing.T) {
 		}
 		// The connection that was turned away is as good as any.
 		d.send("GET /again HTTP/1.1\r\nHost: usher.test\r\n\r\n")
-		if resp := d.answered(); resp.StatusCode != 200 || ran["/d"] {
-			t.Errorf("%s on the connection that was turned away; its handler ran: %v", resp.Status, ran["/d"])
+		_, ranD := ran.Load("/d")
+		if resp := d.answered(); resp.StatusCode != 200 || ranD {
+			t.Errorf("%s on the connection that was turned away; its handler ran: %v", resp.Status, ranD)
 		}
 		want := LimiterStats{Slots: 1, Arrived: 5, Admitted: 4, Immediate: 2, Full: 1, Exempt: 1}
 		got := v.Limiter().Stats()

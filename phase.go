@@ -48,3 +48,11 @@ func (s *Server) enterPhase(p Phase) {
 	s.setPhase(p)
 	s.mu.Unlock()
 }
+
+// stopCause says why a stop begins.
+type stopCause struct {
+	reason   string
+	quick    bool // skip Delay and IdleGrace
+	bypassed bool // Shutdown or Close of the http.Server was called
+	close    bool // Close
+}

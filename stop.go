@@ -13,14 +13,6 @@ import (
 	"github.com/seed-235859eb/usher/internal/track"
 )
 
-// stopCause says why a stop begins.
-type stopCause struct {
-	reason   string
-	quick    bool // skip Delay and IdleGrace
-	bypassed bool // Shutdown or Close of the http.Server was called
-	close    bool // Close
-}
-
 // beginStop starts the one stop of s's life, and reports whether it did.
 func (s *Server) beginStop(ctx context.Context, cause stopCause) bool {
 	s.mu.Lock()
