@@ -263,7 +263,8 @@ func TestHandshakeUnderWay(t *testing.T) {
 		t.Error("the response does not say close")
 	}
 	late.ended()
-	if r := ts.clean(stopped); r.AcceptedLate != 1+early || r.Served != 1 || r.Guarantee != GuaranteeAll {
+	// Of the early ones, some may have come, or have come and gone, before the stop.
+	if r := ts.clean(stopped); r.Open+r.AcceptedLate < 1 || r.Open+r.AcceptedLate > 1+early || r.Served != 1 || r.Guarantee != GuaranteeAll {
 		t.Errorf("report %+v", r)
 	}
 	if took := time.Since(began); took >= opts.Listener.HandshakeGrace {
