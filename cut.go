@@ -27,7 +27,7 @@ func (s *Server) cutAll(parent context.Context, grace time.Duration, cause stopC
 			l.Close()
 		}
 		if !cause.close {
-			s.cutQuiet()
+			s.cutBetween()
 			s.endHTTP(over)
 		}
 	}()
@@ -59,12 +59,13 @@ func (s *Server) cutAll(parent context.Context, grace time.Duration, cause stopC
 	s.waitEmpty(parent, time.Second, cause)
 }
 
-// cutQuiet closes the connections that net/http's Shutdown would close at once:
-// they would count as left by their clients.
-func (s *Server) cutQuiet() {
+// cutBetween closes the connections that are between two requests, or before the
+// first: net/http's Shutdown would close them, and they would count as left by
+// their clients.
+func (s *Server) cutBetween() {
 	for _, set := range s.sets() {
 		set.Each(func(c *track.Conn, st track.State) {
-			if idle := st.Quiet() || st.Reported() == http.StateIdle; idle && !st.HTTP2() {
+			if between := st.Fresh() || st.Reported() == http.StateIdle; between && !st.HTTP2() {
 				c.Cut()
 			}
 		})

@@ -94,6 +94,27 @@ func TestCutIdleConnectionsAreCut(t *testing.T) {
 	})
 }
 
+// TestHalfRequestsAreCut: nor have those whose clients began a request and went
+// on too slowly, which net/http closes when they are five seconds old.
+func TestHalfRequestsAreCut(t *testing.T) {
+	for _, half := range []string{"GET / HTTP/1.1\r\n", "\x16\x03\x01\x02\x00\x01"} {
+		synctest.Test(t, func(t *testing.T) {
+			v := startVirtual(t, Options{}, ok)
+			c := v.dial()
+			defer c.Close()
+			c.send(half)
+			time.Sleep(time.Minute)
+			if err := v.Shutdown(t.Context()); err == nil {
+				t.Error("Shutdown: nil")
+			}
+			<-v.served
+			if r := v.Stats().Report; r.Cut != 1 {
+				t.Errorf("%q: %+v", half, r)
+			}
+		})
+	}
+}
+
 // TestPacer: what takes long, or comes late, delays nothing behind it.
 func TestPacer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
