@@ -28,6 +28,8 @@ type Spec struct {
 	Env  []string // besides this process's own
 	Dir  string
 
+	Files []*os.File // passed on, from descriptor 3
+
 	// Ready is a line of the server's output that says it serves, Listening
 	// if nil. Its first group, if it has one, is the address.
 	Ready *regexp.Regexp
@@ -74,7 +76,7 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 		exited: make(chan struct{}), ended: make(chan struct{}), more: make(chan struct{}),
 	}
 	p.cmd.Env = append(append(os.Environ(), "PORT="), spec.Env...)
-	p.cmd.Dir = spec.Dir
+	p.cmd.Dir, p.cmd.ExtraFiles = spec.Dir, spec.Files
 	// Workers write to the same pipe: it ends with the last of them.
 	r, w, err := os.Pipe()
 	if err != nil {
