@@ -42,7 +42,7 @@ func TestCutLooksCut(t *testing.T) {
 				opts := quickly()
 				opts.Shutdown.GracePeriod = 600 * time.Millisecond
 				if tt.after != nil {
-					opts.Shutdown.GracePeriod = 2 * time.Second // a fiftieth of it is for the answer
+					opts.Shutdown.GracePeriod = 4 * time.Second // a fiftieth of it is for the answer
 				}
 				if tt.late {
 					opts.Shutdown.Delay = time.Second // to connect in

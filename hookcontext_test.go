@@ -85,11 +85,33 @@ func TestMultipartOfAStream(t *testing.T) {
 		}
 	})
 	ts.chain()
-	r := httptest.NewRequest("POST", "/", strings.NewReader("--x\r\nContent-Disposition: form-data; name=a\r\n\r\nb\r\n--x--\r\n"))
+	r := httptest.NewRequest("GET", "/", strings.NewReader("--x\r\nContent-Disposition: form-data; name=a\r\n\r\nb\r\n--x--\r\n"))
 	r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
-	r.Header.Set("Accept", "application/json, text/event-stream")
+	r.Header.Set("Accept", "text/event-stream")
 	ts.http.Handler.ServeHTTP(httptest.NewRecorder(), r)
 	if r.MultipartForm == nil {
 		t.Error("net/http does not see the form")
+	}
+}
+
+// TestWhatIsAnEventStream: StreamGrace ends nothing else.
+func TestWhatIsAnEventStream(t *testing.T) {
+	for _, tt := range []struct {
+		method, accept string
+		want           bool
+	}{
+		{"GET", "text/event-stream", true},
+		{"GET", "", false},
+		{"GET", "text/html, text/event-stream", false},
+		{"POST", "text/event-stream", false},
+		{"POST", "application/json, text/event-stream", false},
+	} {
+		r := httptest.NewRequest(tt.method, "/", nil)
+		if tt.accept != "" {
+			r.Header.Set("Accept", tt.accept)
+		}
+		if got := isEventStream(r); got != tt.want {
+			t.Errorf("%s, Accept %q: %v, want %v", tt.method, tt.accept, got, tt.want)
+		}
 	}
 }

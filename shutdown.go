@@ -33,7 +33,8 @@ type ShutdownOptions struct {
 	IdleGrace time.Duration
 
 	// StreamGrace is how long a hijacked connection (a WebSocket) or a stream of
-	// server-sent events may go on, from the beginning of the drain. Their handlers
+	// server-sent events (a GET that accepts text/event-stream and nothing else)
+	// may go on, from the beginning of the drain. Their handlers
 	// learn from [Draining] that it is time. Those that go on are ended one after
 	// the other in the last fifth of StreamGrace: a hijacked connection is closed,
 	// of a stream the request's context is cancelled with the cause

@@ -3,21 +3,17 @@ package usher
 import (
 	"context"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/seed-235859eb/usher/internal/track"
 )
 
-// isEventStream reports whether r asks for server-sent events, as each
-// EventSource does.
+// isEventStream reports whether r asks for server-sent events and nothing else,
+// as each EventSource does. A POST that only names them among what it accepts is
+// a request like any other.
 func isEventStream(r *http.Request) bool {
-	for _, accept := range r.Header["Accept"] {
-		if strings.Contains(accept, "text/event-stream") {
-			return true
-		}
-	}
-	return false
+	accept := r.Header["Accept"]
+	return r.Method == http.MethodGet && len(accept) == 1 && accept[0] == "text/event-stream"
 }
 
 // endStreams closes hijacked connections and ends event streams when StreamGrace
