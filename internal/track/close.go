@@ -3,6 +3,7 @@ package track
 import (
 	"io"
 	"net"
+	"net/http"
 	"time"
 )
 
@@ -55,11 +56,16 @@ func (c *Conn) CloseSoon() {
 	}
 }
 
-// Cut closes c whatever it does.
+// Cut closes c whatever it does. In the middle of a response the client gets a
+// reset: to HTTP/1.0 an end in order says that the response is whole.
 func (c *Conn) Cut() {
-	if before, _ := c.change(cutOff); before.Closed() {
+	before, _ := c.change(cutOff)
+	if before.Closed() {
 		c.deadlines.end(c) // it lingers
 		return
+	}
+	if tc, ok := c.Conn.(*net.TCPConn); ok && before.Reported() == http.StateActive && !before.HTTP2() {
+		tc.SetLinger(0)
 	}
 	c.CloseSoon()
 }
