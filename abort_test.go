@@ -104,27 +104,36 @@ func TestCutLooksCut(t *testing.T) {
 
 // TestCutLooksCutToHTTP10, where only an error of the connection tells.
 func TestCutLooksCutToHTTP10(t *testing.T) {
-	opts := quickly()
-	opts.Shutdown.GracePeriod = 500 * time.Millisecond
-	begun := make(chan struct{})
-	ts := startServer(t, h1, opts, func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprint(w, "half")
-		w.(http.Flusher).Flush()
-		close(begun)
-		<-r.Context().Done()
-	})
-	c := ts.dial()
-	c.send("GET / HTTP/1.0\r\n\r\n")
-	<-begun
-	if err := ts.Shutdown(context.Background()); err == nil {
-		t.Error("Shutdown returned nil")
-	}
-	resp, err := http.ReadResponse(bufio.NewReader(c.Conn), nil)
-	if err == nil {
-		_, err = io.ReadAll(resp.Body)
-	}
-	if err == nil {
-		t.Error("the response looks whole")
+	for _, heeds := range []bool{true, false} { // the end of its context
+		t.Run(fmt.Sprint("heeds=", heeds), func(t *testing.T) {
+			opts := quickly()
+			opts.Shutdown.GracePeriod = 500 * time.Millisecond
+			begun, release := make(chan struct{}), make(chan struct{})
+			ts := startServer(t, h1, opts, func(w http.ResponseWriter, r *http.Request) {
+				fmt.Fprint(w, "half")
+				w.(http.Flusher).Flush()
+				close(begun)
+				if heeds {
+					<-r.Context().Done()
+				} else {
+					<-release
+				}
+			})
+			c := ts.dial()
+			c.send("GET / HTTP/1.0\r\n\r\n")
+			<-begun
+			if err := ts.Shutdown(context.Background()); err == nil {
+				t.Error("Shutdown returned nil")
+			}
+			resp, err := http.ReadResponse(bufio.NewReader(c.Conn), nil)
+			if err == nil {
+				_, err = io.ReadAll(resp.Body)
+			}
+			if err == nil {
+				t.Error("the response looks whole")
+			}
+			close(release)
+		})
 	}
 }
 
