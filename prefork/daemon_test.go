@@ -162,11 +162,12 @@ func TestUser(t *testing.T) {
 	p := quick(2)
 	p.User, p.Dir = "nobody", "/"
 	if os.Geteuid() != 0 {
+		p.User = "root" // nobody is whom this may be run as
 		r := launch(t, p)
 		if status := r.gone(); status != 1 {
 			t.Errorf("status %d", status)
 		}
-		r.logged("program: prefork: Options.User is", "nobody", "must be root")
+		r.logged("program: prefork: Options.User is", "root", "must be root")
 		return
 	}
 	r := start(t, p, func(c *exec.Cmd) {
